@@ -1,0 +1,15 @@
+"""The command line: parse, call, print, exit code.
+
+program    `main`: one exit code for every way a command can end
+commands   what each command takes and prints
+outlets    where events go: live view, plain lines or JSON lines
+board      the state of a study, folded from its events
+lines      events and states as lines of text
+live       the board as a live view on a terminal
+doctor     checks of the machine
+inert      makes a hostile string harmless to a terminal
+"""
+
+from stability_search.cli.program import main
+
+__all__ = ["main"]

@@ -1,0 +1,340 @@
+"""What each command takes and prints.
+
+Typer only parses: a command function returns the work, and `main` does it outside of Typer, so
+that Typer's own handling of exceptions never sees it. Work loads what it needs when it runs.
+"""
+
+import json
+import shlex
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stability_search import __version__
+from stability_search.cli.inert import inert
+from stability_search.cli.lines import counted
+from stability_search.cli.outlets import Outlet, choose_outlet, data_sink, message_sink
+from stability_search.errors import StabilitySearchError, StoppedEarlyError
+from stability_search.events import Event
+from stability_search.records import VerdictKind
+
+if TYPE_CHECKING:
+    from stability_search.search.study import Study
+    from stability_search.space import Space
+
+Work = Callable[[], int]
+
+SpaceOption = Annotated[
+    str,
+    typer.Option(
+        "--space",
+        metavar="FILE",
+        help="Space file: a path, a name in ./search_spaces/, or one that is shipped.",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a value of the space file, e.g. trial.steps=50; may be repeated.",
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="DIR",
+        help="Run directory to make; default reports/NAME-TIME/.",
+        show_default=False,
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDR",
+        help="Ray cluster to join; default is one of its own on this machine.",
+        show_default=False,
+    ),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be done, and start nothing.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json-events", help="Make standard output JSON lines only.")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+
+
+def parse(words: Sequence[str]) -> int | Work:
+    """Turn the words after `stability-search` into work.
+
+    Returns:
+        The work; or 0 where help or the version was asked for and printed.
+
+    Raises:
+        typer.TyperException: The words make no command.
+    """
+    command = typer.main.get_command(_program(shlex.join(["stability-search", *words])))
+    parsed: int | Work = command.main(
+        list(words), prog_name="stability-search", standalone_mode=False
+    )
+    return parsed
+
+
+def _program(command_line: str) -> typer.Typer:
+    program = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,  # help stays fast, and nothing reads markup
+        pretty_exceptions_enable=False,
+        help="Find the most stable training configuration that still learns.",
+    )
+    program.callback()(_options)
+    program.command("run")(_run_command(command_line))
+    program.command("resume")(_resume_command(command_line))
+    program.command("report")(_report)
+    program.command("validate")(_validate)
+    program.command("schema")(_schema)
+    program.command("doctor")(_doctor)
+    return program
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        _print(f"stability-search {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    return
+
+
+def _run_command(command_line: str) -> Callable[..., Work]:
+    def run(  # noqa: PLR0913 - one parameter per option
+        *,
+        space: SpaceOption,
+        overrides: SetOption = None,
+        output: OutputOption = None,
+        address: AddressOption = None,
+        dry_run: DryRunOption = False,
+        json_events: JsonOption = False,
+    ) -> Work:
+        """Search a space, confirm the best, and say what is stable.
+
+        A space file without `space` is one configuration, and is only confirmed.
+        Exit: 0 a choice, 3 none met the bar, 2 usage, 4 machines, 5 your code, 6 out of budget.
+        """
+
+        def work() -> int:
+            from stability_search import space as spaces
+            from stability_search.search import study
+
+            loaded = spaces.load(space, overrides or ())
+            message_sink().write(f"space file: {inert(_short(loaded.path))}")
+            if dry_run:
+                _print(*(inert(line) for line in study.plan_study(loaded)))
+                return 0
+            return _watched(
+                lambda on_event: study.run_study(
+                    loaded, output=output, address=address, command=command_line, on_event=on_event
+                ),
+                json_events=json_events,
+            )
+
+        return work
+
+    return run
+
+
+def _resume_command(command_line: str) -> Callable[..., Work]:
+    def resume(
+        *,
+        run: RunArgument,
+        overrides: SetOption = None,
+        address: AddressOption = None,
+        json_events: JsonOption = False,
+    ) -> Work:
+        """Go on with a run that was interrupted, or with a larger budget.
+
+        Only budgets, confirm.top and confirm.seeds may be raised.
+        """
+
+        def work() -> int:
+            from stability_search.search import study
+
+            return _watched(
+                lambda on_event: study.resume_study(
+                    run, overrides or (), address=address, command=command_line, on_event=on_event
+                ),
+                json_events=json_events,
+            )
+
+        return work
+
+    return resume
+
+
+def _report(run: RunArgument) -> Work:
+    """Write the tables and the report of a run again; exit 0 whatever the verdict is."""
+
+    def work() -> int:
+        from stability_search.search import study
+
+        end = study.render_run(run)
+        _print(*_closing_lines(end))
+        return 0
+
+    return work
+
+
+def _validate(*, space: SpaceOption, overrides: SetOption = None) -> Work:
+    """Check a space file: every problem at once, with file, line and column."""
+
+    def work() -> int:
+        from stability_search import space as spaces
+
+        _print(*_validated_lines(spaces.load(space, overrides or ())))
+        return 0
+
+    return work
+
+
+def _schema() -> Work:
+    """Print the JSON Schema of space files."""
+
+    def work() -> int:
+        from stability_search import space as spaces
+
+        _print(json.dumps(spaces.json_schema(), indent=2, allow_nan=False))
+        return 0
+
+    return work
+
+
+def _doctor() -> Work:
+    """Check this machine: a line per check, with the fix; exit 0, or 4 if one failed."""
+
+    def work() -> int:
+        from stability_search.cli import doctor
+
+        checks = doctor.examine(Path.cwd())
+        _print(*doctor.lines(checks))
+        return doctor.exit_code(checks)
+
+    return work
+
+
+def _print(*lines: str) -> None:
+    """Write data, as opposed to messages.
+
+    Raises:
+        StoppedEarlyError: It could not be written, and not because its reader had enough.
+    """
+    with data_sink() as out:
+        out.write(*lines)
+        if out.failure:
+            raise StoppedEarlyError(f"Standard output cannot be written: {out.failure}.")
+
+
+def _watched(study: Callable[[Callable[[Event], None]], "Study"], *, json_events: bool) -> int:
+    """Run a study with its events shown, print its end, and return its exit code."""
+    with data_sink() as out:
+        end = _shown(study, choose_outlet(json_events=json_events, out=out))
+        (message_sink() if json_events else out).write(*_closing_lines(end))
+        if out.failure:  # the study is done all the same: its files hold everything
+            message_sink().write(f"Standard output could not be written: {out.failure}.")
+    return end.verdict.exit_code
+
+
+def _shown(study: Callable[[Callable[[Event], None]], "Study"], outlet: Outlet) -> "Study":
+    """Run a study with its events shown; a bug in it is also written to its log."""
+    run_directory = ""
+
+    def on_event(event: Event) -> None:
+        nonlocal run_directory
+        run_directory = event.text("run_directory") or run_directory
+        outlet.show(event)
+
+    with outlet:
+        try:
+            return study(on_event)
+        except StabilitySearchError:
+            raise
+        except Exception as error:
+            error.add_note(_logged(error, run_directory))
+            raise
+
+
+def _logged(error: Exception, run_directory: str) -> str:
+    """Append a bug to the log of the run, and say where it is."""
+    log = Path(run_directory) / "run.log"
+    if not run_directory or not log.parent.is_dir():
+        return "There is no log: the run directory had not been made."
+    try:
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(traceback.format_exception(error))
+    except OSError as failure:
+        return f"Log: {log} (this traceback could not be added: {failure.strerror})"
+    return f"Log: {log}"
+
+
+def _closing_lines(end: "Study") -> list[str]:
+    """Return the verdict, the report's path and the next command."""
+    directory = end.directory
+    lines = [inert(line) for line in end.lines]
+    if (directory / "report.html").is_file():
+        lines.append(f"report: {inert(_short(directory / 'report.html'))}")
+    quoted = inert(shlex.quote(_short(directory)))
+    match end.verdict.kind:
+        case VerdictKind.STABLE:
+            best = inert(shlex.quote(_short(directory / "best.yaml")))
+            lines.append(f"next: stability-search run --space {best}  # checks the choice again")
+        case VerdictKind.NONE:
+            lines.append("next: widen what the report names, then run again")
+        case VerdictKind.INCOMPLETE:
+            lines.append(f"next: stability-search resume {quoted}")
+    return lines
+
+
+def _validated_lines(space: "Space") -> list[str]:
+    """Return what a valid space file asks for."""
+    study = space.study
+    num_conditional = sum(1 for parameter in space.parameters if parameter.when)
+    conditional = f" ({num_conditional} conditional)" if num_conditional else ""
+    confirm = study.confirm
+    if space.has_space:
+        verb = "setting varies" if len(space.parameters) == 1 else "settings vary"
+        num_ladders = confirm.top + bool(space.start_with)
+        plan = (
+            f"{len(space.parameters)} {verb}{conditional}, {len(space.fixed)} fixed; "
+            f"{counted(study.search.trials, 'trial')} of {study.trial_steps} steps, "
+            f"then up to {counted(num_ladders, 'ladder')}"
+        )
+    else:
+        plan = f"one configuration, {len(space.fixed)} fixed; 1 ladder"
+    seeds = counted(confirm.seeds, "seed")
+    lines = [f"{inert(_short(space.path))}: ok. {plan} of {confirm.steps} steps on {seeds}"]
+    if space.unchecked:
+        names = ", ".join(inert(name) for name in space.unchecked)
+        lines.append(f"not checked: {names} (`run` asks the task itself)")
+    return lines
+
+
+def _short(path: Path) -> str:
+    """Return a path as seen from here, where it lies below; else whole."""
+    path = Path(path)
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

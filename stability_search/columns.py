@@ -1,0 +1,133 @@
+"""Every column of the two tables: its type, its unit and what it means.
+
+One column per setting stands after these, named like the setting and typed by its values; then
+`metric_NAME_first` and `metric_NAME_last` for each metric of the task (trials only). Null means
+not measured, not finite, or, for a setting, off or inactive.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Dtype: TypeAlias = Literal["string", "Int64", "Float64", "boolean"]
+TableName: TypeAlias = Literal["trials", "configurations"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """One declared column.
+
+    Attributes:
+        table: The table it belongs to.
+        name: Its name, the same in Parquet and CSV.
+        dtype: Its nullable pandas type.
+        unit: Its unit or range; empty for text and identifiers.
+        meaning: What it says.
+    """
+
+    table: TableName
+    name: str
+    dtype: Dtype
+    unit: str
+    meaning: str
+
+
+def _columns(table: TableName, lines: str) -> tuple[Column, ...]:
+    """Read `name | dtype | unit | meaning` lines, a column each."""
+    columns = []
+    for line in lines.strip().splitlines():
+        name, dtype, unit, meaning = (part.strip() for part in line.split("|"))
+        if dtype not in ("string", "Int64", "Float64", "boolean"):
+            raise AssertionError(f"{table}.{name}: no such type: {dtype}")
+        columns.append(
+            Column(table=table, name=name, dtype=dtype, unit=unit, meaning=meaning)  # type: ignore[arg-type]
+        )
+    return tuple(columns)
+
+
+_TRIALS = """
+trial_id | string | | Made from stage, index, seed and rung; unique together with `attempt`.
+stage | string | | `pilot`, `search` or `confirm`.
+index | Int64 | >= 0 | Position among the trials of its stage, in the order they were proposed.
+attempt | Int64 | >= 1 | 1, or more after an `infrastructure` end.
+config_id | string | | Hash of the active settings, the learning rate included.
+candidate_id | string | | The `config_id` whose ladder it belongs to; null outside confirm.
+octave | Int64 | doublings | Of the learning rate from the candidate's, negative below; null outside confirm.
+seed | Int64 | | Seed of the trial.
+seed_index | Int64 | >= 0 | Position of that seed among the stage's seeds.
+is_control | boolean | | True if a kill was noted but the trial was let run on.
+started_at | string | UTC, ISO 8601 | When the trial started.
+node | string | | Host that ran it.
+device | string | | `cpu`, or the name of the GPU.
+outcome | string | | How the trial ended.
+reason | string | | Why, as a short phrase; empty for `completed`.
+is_stable | boolean | | `completed` with q >= 1/2; null where the end says nothing about stability.
+horizon | Int64 | steps | The horizon T that q and the probes refer to; a pilot trial may run beyond it.
+q | Float64 | [0, 1] | Run score, higher is better; null where the end says nothing about stability.
+calm | Float64 | [0, 1] | Factor A: few bad steps.
+smooth | Float64 | [0, 1] | Factor B: few lasting spikes.
+kept | Float64 | [0, 1] | Factor C: keeps what it gained.
+progress | Float64 | [0, 1] | Factor P: how far it came on the study's yardstick.
+num_spikes | Int64 | steps | Steps of lasting spikes.
+probe_first | Float64 | loss | Probe loss before the first step.
+probe_last | Float64 | loss | Last probe level E_T: median of the last three probes of the horizon; null if it did not get there finite.
+num_planned_steps | Int64 | steps | Steps the trial was to take.
+num_steps | Int64 | steps | Attempted steps.
+num_judged_steps | Int64 | steps | `ok` and `bad` steps.
+num_bad_steps | Int64 | steps | `bad` steps.
+num_calibration_steps | Int64 | steps | Overflows of a benign loss-scale search.
+num_data_steps | Int64 | steps | Steps whose batch was at fault.
+first_bad_step | Int64 | step | First `bad` step, from 1; null if there was none.
+first_nonfinite_module | string | | Module that first turned finite values non-finite at the first bad step.
+first_nonfinite_phase | string | | `forward`, `loss` or `backward`, of the first bad step.
+evidence | Float64 | >= 0 | E_t of the kill rule after the last judged step; kills at 1/`prune.false_kill`.
+final_scale | Float64 | | Loss scale at the end; null without loss scaling.
+grad_norm_median | Float64 | L2 norm | Median finite gradient norm before clipping.
+grad_norm_max | Float64 | L2 norm | Largest finite gradient norm before clipping.
+clip_frac | Float64 | [0, 1] | Share of applied updates that were clipped; null without clipping.
+attention_max | Float64 | logit | Largest attention logit seen, before cap and mask.
+clamp_frac | Float64 | [0, 1] | Share of attention outputs outside the clamp, before it acted.
+cap_frac | Float64 | [0, 1] | Share of attention logits beyond the cap, before it acted.
+are_parameters_finite | boolean | | False if a parameter ended NaN or infinite.
+told_value | Float64 | [0, 1] | What the sampler was told; null outside search or where told as failed.
+error_type | string | | Exception type of a `user_error` or `infrastructure` end.
+error_place | string | | `file:line` that raised it.
+warnings | string | | What a reader of the row must know, sentences separated by a space.
+peak_memory_mib | Float64 | MiB | Largest resident (CPU) or allocated (GPU) memory seen.
+train_s | Float64 | s | Time spent in training steps.
+wall_s | Float64 | s | Time from the trial's start to its end.
+"""
+
+_CONFIGURATIONS = """
+config_id | string | | Hash of the active settings, the learning rate included.
+role | string | | `choice`, `tied`, `closest`, `confirmed` (had all seeds), `rung` (part of a ladder), `search` or `pilot`: the first that applies.
+is_fastest | boolean | | True for the configuration with the lowest last probe among those that meet the bar.
+score | Float64 | [0, 100] | Stability score S-v1, higher is better; null before confirm.
+q_lower | Float64 | [0, 1] | Q, a lower bound on the mean run score over seeds.
+mean_margin | Float64 | [0, 1] | M, mean run score over the rungs above.
+margin_octaves | Int64 | doublings | Doublings of the learning rate it survives.
+margin_is_capped | boolean | | True if no higher rung was tried: the margin is at least this.
+calm | Float64 | [0, 1] | Mean factor A over its seeds.
+smooth | Float64 | [0, 1] | Mean factor B over its seeds.
+kept | Float64 | [0, 1] | Mean factor C over its seeds.
+progress | Float64 | [0, 1] | Mean factor P over its seeds.
+num_seeds | Int64 | seeds | Seeds it was confirmed on.
+num_completed | Int64 | seeds | Seeds that ran to the end.
+num_stable_seeds | Int64 | seeds | Seeds that ran to the end with q >= 1/2.
+ceiling | Float64 | [0, 100] | Largest score possible with that many seeds.
+num_planned_steps | Int64 | steps | Horizon of its confirmation.
+num_judged_steps | Int64 | steps | `ok` and `bad` steps over all seeds.
+num_bad_steps | Int64 | steps | `bad` steps over all seeds.
+bad_rate_bound | Float64 | [0, 1] | The rate of bad steps is at most this at 95 % confidence, if steps are independent.
+probe_last | Float64 | loss | Mean last probe level E_T over its seeds.
+meets_bar | boolean | | True if every seed completed with q >= 1/2 and the margin is large enough.
+missed | string | | What it missed of the bar, in plain words; empty if it meets it.
+search_q | Float64 | [0, 1] | Run score of its search trial; null if it was not part of the search.
+"""
+
+COLUMNS: tuple[Column, ...] = (
+    *_columns("trials", _TRIALS),
+    *_columns("configurations", _CONFIGURATIONS),
+)
+
+RESERVED_NAMES: frozenset[str] = frozenset(column.name for column in COLUMNS)
+"""Names that no setting of a task may have: they are columns already."""

@@ -1,0 +1,391 @@
+"""What happened: the values that cross from a training step to the ledger and the report.
+
+Every class is a frozen dataclass of finite numbers, short strings and `None`; `None` stands for
+a number that was not finite or was not measured, never for a default. All round-trip through
+JSON by `to_json` and `from_json`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self, TypeAlias
+
+Scalar: TypeAlias = str | int | float | bool | None
+Json: TypeAlias = "Scalar | list[Json] | dict[str, Json]"
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """Return the number, or None where it is missing, NaN or infinite."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+class StepLabel(StrEnum):
+    """What one attempt at an optimizer step was."""
+
+    OK = "ok"
+    CALIBRATION = "calibration"  # a benign loss-scale search
+    BAD = "bad"
+    DATA = "data"  # the batch's fault
+
+    @property
+    def is_judged(self) -> bool:
+        """True for the labels that the kill rule and the score hear of."""
+        return self in {StepLabel.OK, StepLabel.BAD}
+
+
+class Stage(StrEnum):
+    """The part of a study a trial belongs to."""
+
+    PILOT = "pilot"
+    SEARCH = "search"
+    CONFIRM = "confirm"
+
+
+class Outcome(StrEnum):
+    """How a trial ended."""
+
+    COMPLETED = "completed"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"
+    SCALE_COLLAPSE = "scale_collapse"
+    NONFINITE_PARAMETERS = "nonfinite_parameters"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMED_OUT = "timed_out"
+    USER_ERROR = "user_error"
+    INFRASTRUCTURE = "infrastructure"
+
+    @property
+    def is_unstable(self) -> bool:
+        """True where the configuration itself was stopped for instability."""
+        return self in _UNSTABLE
+
+    @property
+    def is_result(self) -> bool:
+        """True where the end says something about the configuration."""
+        return self not in {Outcome.USER_ERROR, Outcome.INFRASTRUCTURE}
+
+
+_UNSTABLE = frozenset(
+    {
+        Outcome.PRUNED,
+        Outcome.DIVERGED,
+        Outcome.SCALE_COLLAPSE,
+        Outcome.NONFINITE_PARAMETERS,
+    }
+)
+
+
+class _Record:
+    """JSON round trip shared by the records below."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as a dict that `json.dumps(..., allow_nan=False)` accepts."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build the record again from what `to_json` returned.
+
+        Raises:
+            TypeError: A key is missing or unknown.
+        """
+        return cls(**data)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRecord(_Record):
+    """One attempt at an optimizer step.
+
+    Attributes:
+        step: Attempted step, from 1.
+        label: What the step was; see `stability_search/README.md`.
+        reason: Why, as a short phrase; empty for `ok`.
+        loss: Mean loss over all micro-batches before the update; None if any was non-finite.
+        is_loss_finite: False if the loss of any micro-batch was NaN or infinite.
+        grad_norm: L2 norm of the unscaled gradients before clipping; None if non-finite or if no
+            backward pass ran.
+        is_grad_finite: False if a backward pass gave NaN or Inf.
+        clipped: True if clipping made the gradient smaller.
+        is_applied: True if the optimizer changed the parameters.
+        learning_rate: The rate this step used, after warm-up and schedule.
+        scale: The loss scale the step ran with; None without loss scaling.
+        attention_max: Largest absolute attention logit before cap and mask; None if not seen.
+        clamp_frac: Share of attention outputs outside the clamp, before it acted; None if off.
+        cap_frac: Share of attention logits beyond the cap, before it acted; None if off.
+        batch_index: Index in the trial's stream of the first offending micro-batch; None if none.
+        first_nonfinite_module: Module that first turned finite values non-finite; None if none.
+        first_nonfinite_phase: `forward`, `loss` or `backward`; None if none.
+        loss_terms: Named terms of the loss, mean over the micro-batches; empty if unnamed.
+        evidence: E_t of the kill rule after this step; None before it was judged.
+        step_s: Wall-clock seconds the step took.
+    """
+
+    step: int
+    label: StepLabel
+    reason: str = ""
+    loss: float | None
+    is_loss_finite: bool
+    grad_norm: float | None
+    is_grad_finite: bool
+    clipped: bool
+    is_applied: bool
+    learning_rate: float
+    scale: float | None
+    attention_max: float | None = None
+    clamp_frac: float | None = None
+    cap_frac: float | None = None
+    batch_index: int | None = None
+    first_nonfinite_module: str | None = None
+    first_nonfinite_phase: str | None = None
+    loss_terms: Mapping[str, float | None] = field(default_factory=dict)
+    evidence: float | None = None
+    step_s: float = 0.0
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build the record again from what `to_json` returned."""
+        return cls(**{**data, "label": StepLabel(data["label"])})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialSummary(_Record):
+    """How one trial ended, as an outcome plus finite numbers.
+
+    Attributes:
+        outcome: How the trial ended.
+        reason: Why, as a short phrase; empty for `completed`.
+        num_planned_steps: The trial's horizon T.
+        num_steps: Attempted steps.
+        num_judged_steps: `ok` and `bad` steps, N in the score.
+        num_bad_steps: `bad` steps, b in the score.
+        num_calibration_steps: Overflows of a benign loss-scale search.
+        num_data_steps: Steps whose batch was at fault.
+        judged_losses: Training loss of every judged step in order; None where non-finite.
+        judged_steps: Attempted step of each of these losses, so that a longer trial can be scored
+            at a shorter horizon; empty if not kept.
+        bad_steps: Attempted step of every `bad` step; empty if there was none or not kept.
+        probe_steps: Attempted steps after which the probe was read, 0 first.
+        probe_losses: Mean probe loss at each of them; None where non-finite. Shorter than
+            `probe_steps` where the trial ended early.
+        probe_batch_losses: The same, one row a reading and one column a probe batch.
+        metrics_first: The task's metrics at the first probe.
+        metrics_last: The same at the last probe that was read.
+        baseline: The task's `baseline()`; None where it has none or it was not asked for.
+        blind_loss: Lowest probe loss of a model that ignores its input; None if not measured.
+        blind_batch_losses: Its loss per probe batch; empty if not measured.
+        are_parameters_finite: False if a parameter ended NaN or infinite.
+        first_bad_step: First `bad` step; None if there was none.
+        first_nonfinite_module: See `StepRecord`, of the first bad step.
+        first_nonfinite_phase: See `StepRecord`, of the first bad step.
+        evidence: E_t after the last judged step.
+        final_scale: Loss scale at the end; None without loss scaling.
+        grad_norm_median: Median finite gradient norm before clipping; None if there was none.
+        grad_norm_max: Largest finite gradient norm before clipping; None if there was none.
+        clip_frac: Share of applied updates that were clipped; None without clipping.
+        attention_max: Largest attention logit seen; None if not seen.
+        clamp_frac: Mean share of attention outputs outside the clamp; None if off.
+        cap_frac: Mean share of attention logits beyond the cap; None if off.
+        warnings: What a reader of the result must know, one sentence each.
+        error_type: Exception type of a `user_error` or `infrastructure` end; empty otherwise.
+        error_place: `file:line` that raised it; empty otherwise.
+        error_text: The traceback as text; empty otherwise.
+        peak_memory_mib: Largest resident memory (CPU) or allocated memory (CUDA) seen, MiB.
+        train_s: Seconds spent in training steps.
+        wall_s: Seconds from the trial's start to its end.
+        device: `cpu`, or the name of the GPU.
+    """
+
+    outcome: Outcome
+    reason: str = ""
+    num_planned_steps: int
+    num_steps: int = 0
+    num_judged_steps: int = 0
+    num_bad_steps: int = 0
+    num_calibration_steps: int = 0
+    num_data_steps: int = 0
+    judged_losses: tuple[float | None, ...] = ()
+    judged_steps: tuple[int, ...] = ()
+    bad_steps: tuple[int, ...] = ()
+    probe_steps: tuple[int, ...] = ()
+    probe_losses: tuple[float | None, ...] = ()
+    probe_batch_losses: tuple[tuple[float | None, ...], ...] = ()
+    metrics_first: Mapping[str, float | None] = field(default_factory=dict)
+    metrics_last: Mapping[str, float | None] = field(default_factory=dict)
+    baseline: float | None = None
+    blind_loss: float | None = None
+    blind_batch_losses: tuple[float | None, ...] = ()
+    are_parameters_finite: bool = True
+    first_bad_step: int | None = None
+    first_nonfinite_module: str | None = None
+    first_nonfinite_phase: str | None = None
+    evidence: float = 1.0
+    final_scale: float | None = None
+    grad_norm_median: float | None = None
+    grad_norm_max: float | None = None
+    clip_frac: float | None = None
+    attention_max: float | None = None
+    clamp_frac: float | None = None
+    cap_frac: float | None = None
+    warnings: tuple[str, ...] = ()
+    error_type: str = ""
+    error_place: str = ""
+    error_text: str = ""
+    peak_memory_mib: float = 0.0
+    train_s: float = 0.0
+    wall_s: float = 0.0
+    device: str = "cpu"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build the summary again from what `to_json` returned."""
+        tuples = {
+            key: tuple(data[key])
+            for key in (
+                "judged_losses",
+                "judged_steps",
+                "bad_steps",
+                "probe_steps",
+                "probe_losses",
+                "blind_batch_losses",
+                "warnings",
+            )
+        }
+        rows = tuple(tuple(row) for row in data["probe_batch_losses"])
+        return cls(
+            **{
+                **data,
+                **tuples,
+                "probe_batch_losses": rows,
+                "outcome": Outcome(data["outcome"]),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRow(_Record):
+    """One finished trial as the ledger keeps it.
+
+    Attributes:
+        trial_id: Made from stage, index, seed and rung; unique together with `attempt`.
+        stage: `pilot`, `search` or `confirm`.
+        index: Position among the trials of its stage, in the order they were proposed, from 0.
+        config_id: Hash of the active settings, the learning rate included.
+        candidate_id: The `config_id` whose ladder it belongs to; None outside confirm.
+        octave: Octave of the learning rate from that candidate's, negative below; None outside.
+        seed: Seed of the trial.
+        seed_index: Position of that seed among the stage's seeds, from 0.
+        settings: Every named setting; None where it is inactive or off.
+        e0: E_0 the trial was given; None in the pilot or where there was none.
+        delta: Delta the trial was given; None in the pilot or where there was none.
+        summary: How it ended.
+        told_value: Value told to the sampler; None outside search or where told as FAIL.
+        told_constraint: Constraint told with it (feasible when <= 0); None likewise.
+        told_e_star: E* under which `told_value` was computed; None likewise.
+        attempt: 1, or more after an `infrastructure` end.
+        is_control: True if a kill was noted but the trial was let run on.
+        started_at: UTC, ISO 8601.
+        node: Host that ran it.
+    """
+
+    trial_id: str
+    stage: Stage
+    index: int
+    config_id: str
+    candidate_id: str | None = None
+    octave: int | None = None
+    seed: int
+    seed_index: int = 0
+    settings: Mapping[str, Json]
+    e0: float | None = None
+    delta: float | None = None
+    summary: TrialSummary
+    told_value: float | None = None
+    told_constraint: float | None = None
+    told_e_star: float | None = None
+    attempt: int = 1
+    is_control: bool = False
+    started_at: str = ""
+    node: str = ""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build the row again from what `to_json` returned."""
+        return cls(
+            **{
+                **data,
+                "stage": Stage(data["stage"]),
+                "summary": TrialSummary.from_json(data["summary"]),
+            }
+        )
+
+
+class VerdictKind(StrEnum):
+    """The one-word end of a study."""
+
+    STABLE = "stable"
+    NONE = "none"
+    INCOMPLETE = "incomplete"
+
+
+class ChoiceReason(StrEnum):
+    """Why the choice is the choice."""
+
+    WINNER = "winner"  # better than every other by an exact paired test
+    TIED = "tied"  # one of a tied set: largest margin, then score, then lowest learning rate
+    ONLY = "only"  # nothing else met the bar
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict(_Record):
+    """How a study ended. Configurations are named by `config_id`.
+
+    Attributes:
+        kind: `stable`, `none` or `incomplete`.
+        exit_code: Exit code of the command.
+        choice: What to train with; None unless `stable`.
+        choice_reason: Why this one; None unless `stable`.
+        fastest: Lowest last probe loss among those that meet the bar; None if there is none.
+        tied: The tied set, the choice included; empty unless `choice_reason` is `tied`.
+        closest: What came closest where nothing met the bar; None otherwise.
+        confirmed: Configurations that had all seeds, best first.
+        unfinished: Candidates whose confirmation did not end.
+        missed: What the closest missed, in plain words.
+        reason: One sentence on why there is no choice, or no verdict; empty for `stable`.
+        warnings: What a reader must know beside the verdict, one sentence each.
+    """
+
+    kind: VerdictKind
+    exit_code: int
+    choice: str | None = None
+    choice_reason: ChoiceReason | None = None
+    fastest: str | None = None
+    tied: tuple[str, ...] = ()
+    closest: str | None = None
+    confirmed: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build the verdict again from what `to_json` returned."""
+        tuples = {
+            key: tuple(data[key])
+            for key in ("tied", "confirmed", "unfinished", "missed", "warnings")
+        }
+        reason = data["choice_reason"]
+        return cls(
+            **{
+                **data,
+                **tuples,
+                "kind": VerdictKind(data["kind"]),
+                "choice_reason": None if reason is None else ChoiceReason(reason),
+            }
+        )

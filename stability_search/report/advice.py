@@ -1,0 +1,176 @@
+"""What a reader should know or do: warnings beside the verdict, what broke, what to widen."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log2
+from typing import Any
+
+from stability_search.records import Outcome
+from stability_search.report.context import Row, View
+from stability_search.report.wording import count, number, plain, setting_value
+
+_MIN_GROUP = 3  # trials a group needs before its share means anything
+_MIN_CONTRAST = 0.2
+_PROOF_STEPS = 20  # ok steps after which a loss scale counts as proven
+_MAX_GROUPS = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contrast:
+    """How the share of stable trials differs between the values of one setting.
+
+    Attributes:
+        name: The setting.
+        best: Its value with the largest share.
+        best_counts: Stable trials and all trials there.
+        worst: Its value with the smallest share.
+        worst_counts: The same there.
+    """
+
+    name: str
+    best: Any
+    best_counts: tuple[int, int]
+    worst: Any
+    worst_counts: tuple[int, int]
+
+    @property
+    def size(self) -> float:
+        """Difference of the two shares, in [0, 1]."""
+        return self.best_counts[0] / self.best_counts[1] - (
+            self.worst_counts[0] / self.worst_counts[1]
+        )
+
+
+def contrasts(view: View, rows: Sequence[Row]) -> list[Contrast]:
+    """Compare the values of every setting with few values, strongest first."""
+    found = []
+    for name in view.report.varying:
+        if name == "learning_rate":
+            continue
+        groups: dict[Any, list[bool]] = {}
+        for row in rows:
+            groups.setdefault(row.get(name), []).append(bool(row["is_stable"]))
+        if len(groups) > _MAX_GROUPS:
+            continue
+        counted = [
+            (sum(group) / len(group), value, (sum(group), len(group)))
+            for value, group in groups.items()
+            if len(group) >= _MIN_GROUP
+        ]
+        if len(counted) > 1:
+            low, high = min(counted, key=lambda c: c[0]), max(counted, key=lambda c: c[0])
+            found.append(
+                Contrast(
+                    name=name, best=high[1], best_counts=high[2], worst=low[1], worst_counts=low[2]
+                )
+            )
+    return sorted(found, key=lambda c: -c.size)  # a stable sort: ties keep the space's order
+
+
+def what_broke(view: View) -> list[str]:
+    """Say in a few sentences what stopped the search's trials and where they stopped."""
+    rows = [row for row in view.results if row["stage"] == "search"]
+    if not rows:
+        return []
+    stable = sum(bool(row["is_stable"]) for row in rows)
+    sentences = [f"{stable:,} of {count(len(rows), 'search trial')} were stable."]
+    modules = Counter(
+        (row["first_nonfinite_module"], row["first_nonfinite_phase"])
+        for row in rows
+        if row["first_nonfinite_module"]
+    )
+    if modules:
+        (module, phase), seen = min(modules.items(), key=lambda item: (-item[1], str(item[0])))
+        where = f" in the {plain(phase)} pass" if phase in {"forward", "backward"} else ""
+        sentences.append(
+            f"Non-finite values were first seen in {plain(module)}{where}, "
+            f"in {count(seen, 'trial')}."
+        )
+    strongest = next(iter(contrasts(view, rows)), None)
+    if strongest is not None and strongest.size >= _MIN_CONTRAST:
+        sentences.append(
+            f"{strongest.name} told them apart most: "
+            f"{_share(strongest.best, strongest.best_counts)}, "
+            f"{_share(strongest.worst, strongest.worst_counts)}."
+        )
+    return sentences
+
+
+def what_to_widen(view: View) -> str:
+    """Name the setting to widen after a study without a stable configuration."""
+    rows = [row for row in view.results if row["stage"] in {"search", "pilot"}]
+    rates = sorted(row["learning_rate"] for row in rows if row.get("learning_rate"))
+    closest = view.by_id.get(view.verdict.closest or "")
+    if not rates or closest is None:
+        return "Run more trials: too few ended to say which setting to widen."
+    if "learning_rate" not in view.report.varying:
+        return "Let learning_rate vary: it is the setting that most often decides stability."
+    rate, low, high = closest["learning_rate"], rates[0], rates[-1]
+    broke = [row for row in rows if row["outcome"] != Outcome.COMPLETED]
+    if log2(rate / low) <= 1 and closest.get("progress") != 0:
+        return f"Widen learning_rate downwards: the closest lies at its lower end ({number(low)})."
+    completed = [row for row in rows if row["outcome"] == Outcome.COMPLETED]
+    if completed and all(not row["progress"] for row in completed):
+        return "Raise trial.steps: what completed had not yet learned anything."
+    if broke and len(broke) == len(rows):
+        return f"Widen learning_rate downwards: every trial from {number(low)} on broke."
+    if log2(high / rate) <= 1 and not broke:
+        return f"Widen learning_rate upwards: the closest lies at its upper end ({number(high)})."
+    absent = [
+        name
+        for name in ("attention_logit_cap", "clip_norm", "warmup_steps")
+        if name not in view.report.varying
+    ]
+    hint = f", and let {absent[0]} vary" if absent else ", and raise trial.steps"
+    return f"Widen learning_rate downwards{hint}: in these ranges nothing had progress and margin."
+
+
+def warnings(view: View) -> tuple[str, ...]:
+    """Return everything to be said beside the verdict, each sentence once."""
+    found = [*view.verdict.warnings]
+    for horizon in sorted(view.report.yardsticks):
+        found += view.report.yardsticks[horizon].warnings
+    found += _precision_warnings(view)
+    search = view.study.search
+    if search.sampler == "tpe" and search.max_concurrent != 1 and view.in_stage("search"):
+        found.append(
+            "TPE ran with trials in flight: the order in which they finished shaped the search; "
+            "search.max_concurrent=1 makes it repeatable."
+        )
+    unseen = sum(bool(row["warnings"]) for row in view.trials)
+    if unseen:
+        found.append(
+            f"{count(unseen, 'trial')} carried a warning of {'its' if unseen == 1 else 'their'} "
+            "own: see the table of trials."
+        )
+    return tuple(dict.fromkeys(plain(view.private(text)) for text in found))
+
+
+def _precision_warnings(view: View) -> list[str]:
+    half = [row for row in view.trials if view.setting(row, "precision") == "fp16"]
+    if not half:
+        return []
+    found = []
+    if view.report.device == "cpu":
+        found.append(
+            "fp16 ran on a CPU: overflow and loss scaling carry over to a GPU, but rounding, "
+            "softmax and layer norm differ. Confirm there before a long run."
+        )
+    horizon = max(row["num_planned_steps"] for row in half)
+    intervals = [view.setting(row, "growth_interval") or 0 for row in half]
+    if all(interval >= horizon for interval in intervals):
+        found.append(
+            f"growth_interval ({min(intervals):,}) lies beyond the trials ({horizon:,} steps): "
+            "no growth of the loss scale was tested."
+        )
+    if any(0 < interval < _PROOF_STEPS for interval in intervals):
+        found.append(
+            f"growth_interval is below {_PROOF_STEPS} in some trials: no loss scale was ever "
+            "proven there, so overflows counted as calibration."
+        )
+    return found
+
+
+def _share(value: Any, counts: tuple[int, int]) -> str:  # noqa: ANN401 - any JSON scalar
+    return f"{counts[0]:,} of {counts[1]:,} stable at {setting_value(value)}"

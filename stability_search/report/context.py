@@ -1,0 +1,192 @@
+"""What the report is drawn from, and the one place where its rows become plain values."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import isclose, log2
+from pathlib import Path
+from typing import Any
+
+from stability_search.records import Json, StepRecord, Verdict
+from stability_search.settings import EngineSettings, StudySettings
+from stability_search.table import Tables, records
+from stability_search.yardstick import Yardstick
+
+Row = Mapping[str, Any]
+
+_ENGINE_DEFAULTS = EngineSettings(learning_rate=1.0)
+_MIN_NAME = 4  # shorter host names would be replaced inside ordinary words
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Report:
+    """Everything the page, the summary and the terminal say about one study.
+
+    Attributes:
+        tables: What `build_tables` returned.
+        verdict: How the study ended.
+        study: The study's blocks.
+        yardsticks: What `study_yardsticks` returned, by horizon.
+        space_text: The space file as it was run.
+        task_name: The task as it is written in the space file.
+        device: `cpu`, or the name of the GPU.
+        environment: Versions, seeds and the like, shown in the appendix; holds no secret.
+        start_config_ids: The `start_with` configurations, today's first.
+        setting_names: Every setting of the space, in its order.
+        varying: Those that vary.
+        command: The command line that made the run.
+        run_directory: The run directory as the reader will type it.
+        read_steps: Reads the step records of a trial by its id; None where there are none.
+        home: Home directory of whoever made the run, shown as `~`.
+    """
+
+    tables: Tables
+    verdict: Verdict
+    study: StudySettings
+    yardsticks: Mapping[int, Yardstick]
+    space_text: str
+    task_name: str
+    device: str
+    environment: Mapping[str, Json] = field(default_factory=dict)
+    start_config_ids: tuple[str, ...] = ()
+    setting_names: tuple[str, ...]
+    varying: tuple[str, ...]
+    command: str = ""
+    run_directory: str
+    read_steps: Callable[[str], Sequence[StepRecord]] | None = None
+    home: str = field(default_factory=lambda: str(Path.home()))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rung:
+    """The trials of one learning rate on a ladder.
+
+    Attributes:
+        octave: Doublings from the configuration the ladder is read from.
+        learning_rate: Its rate.
+        qs: Run score per seed; None where the end says nothing about stability.
+        outcomes: How each ended.
+    """
+
+    octave: int
+    learning_rate: float
+    qs: tuple[float | None, ...]
+    outcomes: tuple[str, ...]
+
+    @property
+    def held(self) -> bool:
+        """True if every seed completed with q >= 1/2."""
+        return bool(self.qs) and all(
+            outcome == "completed" and q is not None and q >= 0.5  # noqa: PLR2004 - the bar
+            for q, outcome in zip(self.qs, self.outcomes, strict=True)
+        )
+
+
+class View:
+    """The rows of a report as plain dicts, and the questions every part asks of them.
+
+    Args:
+        report: What to look at.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.verdict = report.verdict
+        self.study = report.study
+        trials = records(report.tables.trials)
+        nodes = sorted({row["node"] for row in trials if row["node"]})
+        self._nodes = {node: f"node-{i}" for i, node in enumerate(nodes, start=1)}
+        self.trials: list[dict[str, Any]] = [
+            {k: self.private(v) if isinstance(v, str) else v for k, v in row.items()}
+            for row in trials
+        ]
+        self.configurations = records(report.tables.configurations)
+        self.by_id = {row["config_id"]: row for row in self.configurations}
+
+    def private(self, text: str) -> str:
+        """Return text without the home directory and without host names."""
+        home = self.report.home.rstrip("/")
+        if home:
+            text = text.replace(home, "~")
+        for node, alias in self._nodes.items():
+            if text == node or len(node) >= _MIN_NAME:
+                text = text.replace(node, alias)
+        return text
+
+    @cached_property
+    def results(self) -> list[dict[str, Any]]:
+        """Trials whose end says something about their configuration."""
+        return [row for row in self.trials if row["is_stable"] is not None]
+
+    @cached_property
+    def outcomes(self) -> Counter[str]:
+        """How many trials ended each way, all stages together."""
+        return Counter(row["outcome"] for row in self.trials)
+
+    @cached_property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the task's metrics."""
+        ends = ("metric_", "_last")
+        columns = [str(name) for name in self.report.tables.trials.columns]
+        return tuple(
+            name[len(ends[0]) : -len(ends[1])]
+            for name in columns
+            if name.startswith(ends[0]) and name.endswith(ends[1])
+        )
+
+    @property
+    def headline_id(self) -> str | None:
+        """The configuration the card is about: the choice, or what came closest."""
+        return self.verdict.choice or self.verdict.closest
+
+    def setting(self, row: Row, name: str) -> Any:  # noqa: ANN401 - any JSON scalar
+        """Return a setting of a row, or the engine's default where the space never names it."""
+        return row[name] if name in row else getattr(_ENGINE_DEFAULTS, name, None)
+
+    def settings(self, config_id: str) -> dict[str, Any]:
+        """Return every setting of a configuration, in the order of the space."""
+        row = self.by_id[config_id]
+        return {name: row.get(name) for name in self.report.setting_names}
+
+    def in_stage(self, *stages: str) -> list[dict[str, Any]]:
+        """Return the trials of some stages."""
+        return [row for row in self.trials if row["stage"] in stages]
+
+    def seeds_of(self, config_id: str) -> list[dict[str, Any]]:
+        """Return the confirm trials of one configuration, the last attempt of each seed."""
+        rows = [row for row in self.in_stage("confirm") if row["config_id"] == config_id]
+        return list({row["seed_index"]: row for row in rows}.values())
+
+    def line(self, row: Row) -> tuple[Any, ...]:
+        """Return every setting but the learning rate: what the rungs of a ladder share."""
+        return tuple(
+            row.get(name) for name in self.report.setting_names if name != "learning_rate"
+        )
+
+    def ladder(self, config_id: str) -> list[dict[str, Any]]:
+        """Return the confirm trials on the ladder of a configuration, `doublings` added."""
+        base = self.by_id[config_id]
+        rows = []
+        for row in self.in_stage("confirm"):
+            if self.line(row) != self.line(base) or not row.get("learning_rate"):
+                continue
+            doublings = log2(row["learning_rate"] / base["learning_rate"])
+            if isclose(doublings, round(doublings), abs_tol=1e-6):
+                rows.append({**row, "doublings": round(doublings)})
+        return rows
+
+    def rungs(self, config_id: str) -> list[Rung]:
+        """Return the ladder of a configuration, a rung per learning rate, lowest first."""
+        by_octave: dict[int, dict[int, dict[str, Any]]] = {}
+        for row in self.ladder(config_id):
+            by_octave.setdefault(row["doublings"], {})[row["seed_index"]] = row
+        return [
+            Rung(
+                octave=octave,
+                learning_rate=next(iter(rows.values()))["learning_rate"],
+                qs=tuple(row["q"] for row in rows.values()),
+                outcomes=tuple(row["outcome"] for row in rows.values()),
+            )
+            for octave, rows in sorted(by_octave.items())
+        ]

@@ -1,0 +1,227 @@
+"""What a part of the page is made of, and the marks, colours and axes all figures share.
+
+A figure is a plain dict for plotly.js. Colours in it are names (`@stable`) that the page's
+script replaces by the value of its style sheet, so that one figure serves light, dark and print.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stability_search.records import Outcome
+from stability_search.report.context import Row
+from stability_search.report.wording import plain
+
+Spec = dict[str, Any]
+
+_MAX_LABEL = 60
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """How one kind of end is drawn: shape and colour both tell it apart.
+
+    Attributes:
+        key: Name of the kind, and of its colour in the style sheet.
+        label: What the legend says.
+        symbol: plotly's name of the shape.
+    """
+
+    key: str
+    label: str
+    symbol: str
+
+
+MARKS: tuple[Mark, ...] = (
+    Mark(key="stable", label="stable (completed, q at least 1/2)", symbol="circle"),
+    Mark(key="weak", label="completed, q below 1/2", symbol="circle-open"),
+    Mark(key="pruned", label="killed for bad steps", symbol="x"),
+    Mark(key="diverged", label="diverged", symbol="triangle-up"),
+    Mark(key="scale_collapse", label="loss scale collapsed", symbol="square"),
+    Mark(key="nonfinite_parameters", label="parameters non-finite", symbol="diamond"),
+    Mark(key="out_of_memory", label="out of memory", symbol="cross"),
+    Mark(key="timed_out", label="timed out", symbol="hourglass"),
+    Mark(key="user_error", label="error in the task", symbol="star"),
+    Mark(key="infrastructure", label="lost to a machine", symbol="star-diamond"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataTable:
+    """The data of a figure as a table.
+
+    Attributes:
+        columns: Headings.
+        rows: Cells as text.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One drawing of a figure.
+
+    Attributes:
+        title: Heading above it; empty where the figure has but one.
+        spec: `data` and `layout` for plotly.js.
+        height: Pixels.
+    """
+
+    title: str
+    spec: Spec
+    height: int = 320
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """Panels with one finding.
+
+    Attributes:
+        name: Name of the figure in the page's addresses.
+        finding: One sentence computed from the data.
+        panels: What is drawn.
+        legend: Kinds of marks, in order.
+        series: Names and colours of lines, in order.
+        note: How to read it; may be empty.
+        table: The same data as a table.
+    """
+
+    name: str
+    finding: str
+    panels: tuple[Panel, ...]
+    legend: tuple[Mark, ...] = ()
+    series: tuple[tuple[str, str], ...] = ()
+    note: str = ""
+    table: DataTable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """One part of the page.
+
+    Attributes:
+        name: Name of the part in the page's addresses.
+        title: Its heading.
+        question: The question it answers.
+        figures: Its figures; empty where there is no data.
+        absent: Why there is no figure; empty where there is one.
+    """
+
+    name: str
+    title: str
+    question: str
+    figures: tuple[Figure, ...] = ()
+    absent: str = ""
+
+
+def mark_of(row: Row) -> Mark:
+    """Return how the end of a trial is drawn."""
+    key = row["outcome"]
+    if key == Outcome.COMPLETED:
+        key = "stable" if row["is_stable"] else "weak"
+    return next(mark for mark in MARKS if mark.key == key)
+
+
+def marks_in(rows: Iterable[Row]) -> tuple[Mark, ...]:
+    """Return the kinds of marks that occur, in the order of the legend."""
+    seen = {mark_of(row).key for row in rows}
+    return tuple(mark for mark in MARKS if mark.key in seen)
+
+
+def plot_text(text: str) -> str:
+    """Neutralise text for plotly, which reads pseudo-HTML and, between dollars, formulas."""
+    short = plain(text)
+    short = short if len(short) <= _MAX_LABEL else f"{short[: _MAX_LABEL - 1]}\u2026"
+    for char, inert in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("$", "&#36;")):
+        short = short.replace(char, inert)
+    return short
+
+
+def scatter(  # noqa: PLR0913 - the parts of a plotly trace
+    x: Sequence[Any],
+    y: Sequence[Any],
+    *,
+    color: str,
+    symbol: str = "circle",
+    hover: Sequence[str] = (),
+    size: int = 9,
+    **more: Any,  # noqa: ANN401 - plotly's own keys
+) -> Spec:
+    """Return a trace of marks; `hover` lines must have gone through `plot_text`."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": list(x),
+        "y": list(y),
+        "hovertext": list(hover),
+        "hoverinfo": "text" if hover else "skip",
+        "marker": {
+            "size": size,
+            "symbol": symbol,
+            "color": color,
+            "line": {"width": 2 if symbol.endswith("-open") else 0.8,
+                     "color": color if symbol.endswith("-open") else "@surface"},
+        },
+        **more,
+    }  # fmt: skip
+
+
+def layout(xaxis: Mapping[str, Any], yaxis: Mapping[str, Any], **more: Any) -> Spec:  # noqa: ANN401
+    """Return the layout all figures share."""
+    return {
+        "xaxis": {**_axis(), **xaxis},
+        "yaxis": {**_axis(), **yaxis},
+        "margin": {"l": 58, "r": 14, "t": 8, "b": 46},
+        "paper_bgcolor": "@surface",
+        "plot_bgcolor": "@surface",
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "@muted"},
+        "hoverlabel": {"bgcolor": "@surface", "bordercolor": "@line",
+                       "font": {"color": "@ink", "size": 12}, "align": "left"},
+        "hovermode": "closest",
+        "dragmode": False,
+        "showlegend": False,
+        **more,
+    }  # fmt: skip
+
+
+def rate_axis(rates: Sequence[float]) -> Spec:
+    """Return a log axis for learning rates with a tick at every decade."""
+    low, high = math.log10(min(rates)), math.log10(max(rates))
+    ticks = range(math.floor(low), math.ceil(high) + 1)
+    return {
+        "type": "log",
+        "range": [low - 0.12, high + 0.12],
+        "tickmode": "array",
+        "tickvals": [10.0**tick for tick in ticks],
+        "ticktext": [f"1e{tick}" if tick else "1" for tick in ticks],
+        "title": {"text": "learning rate", "standoff": 8},
+        "fixedrange": True,
+    }
+
+
+def line_shape(x: tuple[float, float], y: tuple[float, float], color: str, **more: Any) -> Spec:  # noqa: ANN401
+    """Return a straight line across a panel."""
+    return {
+        "type": "line",
+        "x0": x[0],
+        "x1": x[1],
+        "y0": y[0],
+        "y1": y[1],
+        "line": {"color": color, "width": 1.5, "dash": "dot"},
+        "layer": "below",
+        **more,
+    }
+
+
+def _axis() -> Spec:
+    return {
+        "gridcolor": "@grid",
+        "linecolor": "@line",
+        "tickcolor": "@line",
+        "zeroline": False,
+        "fixedrange": True,
+        "automargin": True,
+    }

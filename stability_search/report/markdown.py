@@ -1,0 +1,145 @@
+"""The verdict for a pull request: Markdown of at most 60 lines."""
+
+import re
+
+from stability_search.records import VerdictKind
+from stability_search.report.advice import warnings, what_broke, what_to_widen
+from stability_search.report.context import Report, Row, View
+from stability_search.report.parts.verdict_card import compared, targets
+from stability_search.report.snippets import as_yaml
+from stability_search.report.wording import (
+    OUTCOME_WORDS,
+    bad_steps_text,
+    choice_text,
+    headline,
+    margin_text,
+    next_command,
+    number,
+    outcome_counts,
+    plain,
+    score_text,
+    seeds_text,
+)
+
+MAX_LINES = 60
+_MAX_WARNINGS = 8
+_MAX_SETTINGS = 18
+_MAX_ITEMS = 4
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+
+
+def render_markdown(report: Report) -> str:
+    """Write the summary of a study.
+
+    Args:
+        report: The study.
+
+    Returns:
+        At most 60 lines; every string of the study is inert text in it.
+    """
+    view = View(report)
+    row = view.by_id.get(view.headline_id or "")
+    lines = [f"## {inert(report.study.name)}: {inert(headline(view))}", ""]
+    lines += [inert(choice_text(view)), ""]
+    if row is not None:
+        lines += _chosen(view, row)
+    if view.verdict.choice is None:
+        lines += _why_not(view, row)
+    lines += _confirmed(view)
+    lines += _outcomes(view)
+    lines += _warnings(view)
+    lines.append(f"Next: {code(next_command(view))}")
+    return "\n".join(lines[:MAX_LINES]) + "\n"
+
+
+def inert(text: str) -> str:
+    """Return text that Markdown and HTML show as it is: no markup, link or mention."""
+    escaped = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    escaped = _SPECIAL.sub(r"\\\1", escaped)
+    return escaped.replace("@", "&#64;").replace("://", "&#58;//").replace("www.", "www&#46;")
+
+
+def code(text: str) -> str:
+    """Return a code span that its text cannot close."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{plain(text)}{pad}{fence}"
+
+
+def _chosen(view: View, row: Row) -> list[str]:
+    about = "choice" if view.verdict.choice else "closest"
+    lines = [f"**{about}** {code(row['config_id'])}: {_numbers(view, row)}", ""]
+    met = {True: "met", False: "missed", None: "not measured"}
+    found = targets(view, row["config_id"])
+    if found:
+        texts = [f"{inert(t.name)} at most {t.limit}: {met[t.met]} ({t.value})" for t in found]
+        lines += ["Targets: " + "; ".join(texts[:_MAX_ITEMS]) + ".", ""]
+    body = as_yaml(view.settings(row["config_id"])).splitlines()
+    if len(body) > _MAX_SETTINGS:
+        left = len(body) - _MAX_SETTINGS
+        body = [*body[:_MAX_SETTINGS], f"  # and {left} more: see best.yaml or trials.csv"]
+    longest = max((len(run) for run in re.findall(r"`+", "\n".join(body))), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [*lines, f"{fence}yaml", *body, fence, ""]
+
+
+def _numbers(view: View, row: Row) -> str:
+    if row["score"] is None:
+        return f"run score q {number(row['search_q'])} in one search trial; nothing was confirmed."
+    return inert(
+        f"score {score_text(row['score'])} of at most {row['ceiling']:.1f}, stable on "
+        f"{seeds_text(row)} over {row['num_planned_steps']:,} steps on {view.report.device}, "
+        f"margin: {margin_text(row, view.study.confirm.octaves)}. {bad_steps_text(row)}."
+    )
+
+
+def _why_not(view: View, row: Row | None) -> list[str]:
+    missed = list(view.verdict.missed)
+    if not missed and row is not None and row["missed"]:
+        missed = row["missed"].split("; ")
+    lines = [f"- missed: {inert(text)}" for text in missed[:_MAX_ITEMS]]
+    lines += [f"- {inert(text)}" for text in what_broke(view)]
+    if view.verdict.kind is VerdictKind.NONE:
+        lines.append(f"- {inert(what_to_widen(view))}")
+    return [*lines, ""] if lines else []
+
+
+def _confirmed(view: View) -> list[str]:
+    ids = [c for c in compared(view) if view.by_id[c]["score"] is not None]
+    if not ids:
+        return []
+    lines = [
+        "| configuration | learning rate | S | A | B | C | P | Q | margin | stable | last probe |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for config_id in ids:
+        row = view.by_id[config_id]
+        cells = [
+            code(config_id),
+            number(row.get("learning_rate")),
+            f"{score_text(row['score'])} of {row['ceiling']:.1f}",
+            *(number(row[name] if row[name] is None else round(row[name], 2))
+              for name in ("calm", "smooth", "kept", "progress", "q_lower")),
+            margin_text(row, view.study.confirm.octaves),
+            seeds_text(row),
+            number(row["probe_last"]),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+    return [*lines, ""]
+
+
+def _outcomes(view: View) -> list[str]:
+    counts = outcome_counts(view.trials)
+    if not counts:
+        return ["No trial ended.", ""]
+    texts = [f"{n:,} {OUTCOME_WORDS[outcome]}" for outcome, n in counts]
+    return [f"Outcomes of {len(view.trials):,} trials: {', '.join(texts)}.", ""]
+
+
+def _warnings(view: View) -> list[str]:
+    found = warnings(view)
+    lines = [f"- {inert(text)}" for text in found[:_MAX_WARNINGS]]
+    if len(found) > _MAX_WARNINGS:
+        lines.append(f"- and {len(found) - _MAX_WARNINGS} more in report.html")
+    return ["Warnings:", "", *lines, ""] if lines else []

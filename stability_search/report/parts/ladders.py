@@ -1,0 +1,199 @@
+"""Part 10, the ladders: better, or luckier? Where does it break?"""
+
+from collections.abc import Sequence
+
+from stability_search.report.context import Row, Rung, View
+from stability_search.report.figures import (
+    DataTable,
+    Figure,
+    Panel,
+    Section,
+    Spec,
+    layout,
+    line_shape,
+    mark_of,
+    marks_in,
+    plot_text,
+    scatter,
+)
+from stability_search.report.wording import count, number, setting_value
+
+_BAR = 0.5  # the run score every seed must reach
+_MAX_PANELS = 8
+
+
+def build(view: View) -> Section:
+    """Draw every confirmed trial over the doublings of its learning rate."""
+    head = {
+        "name": "ladders",
+        "title": "The ladders",
+        "question": "Better, or luckier? Where does it break?",
+    }
+    anchors = _anchors(view)
+    if not anchors:
+        return Section(**head, absent="No candidate has been confirmed yet.")
+    shown = anchors[:_MAX_PANELS]
+    rows = [row for anchor in shown for row in view.ladder(anchor) if row["q"] is not None]
+    figure = Figure(
+        name="ladders",
+        finding=_finding(view, shown),
+        panels=tuple(_panel(view, anchor) for anchor in shown),
+        legend=marks_in(rows),
+        note=(
+            "One mark per seed. The upright band is the configuration that got all seeds; the "
+            "dotted line is the bar: every seed must reach q = 1/2."
+        ),
+        table=_table(view, shown),
+    )
+    return Section(**head, figures=(figure,))
+
+
+def _anchors(view: View) -> list[str]:
+    """Return one configuration per ladder: its base, or, before there is one, its candidate."""
+    bases = [c for c in view.verdict.confirmed if c in view.by_id and view.ladder(c)]
+    lines = {view.line(view.by_id[c]) for c in bases}
+    for row in view.in_stage("confirm"):
+        candidate = row["candidate_id"]
+        if candidate in view.by_id and view.line(view.by_id[candidate]) not in lines:
+            lines.add(view.line(view.by_id[candidate]))
+            bases.append(candidate)
+    return [c for c in bases if view.ladder(c)]
+
+
+def role_words(view: View, config_id: str) -> str:
+    """Return what a configuration is in this study: the choice, today's, the fastest."""
+    verdict = view.verdict
+    starts = view.report.start_config_ids
+    is_today = config_id in starts or any(
+        s in view.by_id and view.line(view.by_id[s]) == view.line(view.by_id[config_id])
+        for s in starts[:1]
+    )
+    words = [
+        word
+        for word, applies in (
+            ("choice", config_id == verdict.choice),
+            ("closest", config_id == verdict.closest),
+            ("fastest", config_id == verdict.fastest),
+            ("tied", config_id in verdict.tied and config_id != verdict.choice),
+            ("today's" if config_id in starts else "today's ladder", is_today),
+        )
+        if applies
+    ]
+    return ", ".join(words)
+
+
+def _panel(view: View, anchor: str) -> Panel:
+    rows = [row for row in view.ladder(anchor) if row["q"] is not None]
+    rungs = view.rungs(anchor)
+    octaves = [rung.octave for rung in rungs]
+    data = [
+        scatter(
+            [row["doublings"] + _spread(row, rows) for row in own],
+            [row["q"] for row in own],
+            color=f"@{mark.key}",
+            symbol=mark.symbol,
+            size=10,
+            hover=[_hover(row) for row in own],
+        )
+        for mark in marks_in(rows)
+        if (own := [row for row in rows if mark_of(row).key == mark.key])
+    ]
+    band: Spec = {
+        "type": "rect", "layer": "below", "yref": "paper", "line": {"width": 0},
+        "x0": -0.36, "x1": 0.36, "y0": 0, "y1": 1, "fillcolor": "@band",
+    }  # fmt: skip
+    spec = {
+        "data": data,
+        "layout": layout(
+            {
+                "range": [min(octaves) - 0.6, max(octaves) + 0.6],
+                "tickmode": "array",
+                "tickvals": octaves,
+                "ticktext": [f"{_times(r.octave)}<br>{number(r.learning_rate)}" for r in rungs],
+                "title": {"text": "learning rate", "standoff": 8},
+                "showgrid": False,
+            },
+            {"range": [-0.06, 1.06], "tickvals": [0, 0.5, 1], "title": {"text": "run score q"}},
+            shapes=[band, line_shape((0, 1), (_BAR, _BAR), "@ink", xref="paper")],
+        ),
+    }
+    role = role_words(view, anchor)
+    title = _describe(view, anchor)
+    return Panel(title=f"{role}: {title}" if role else title, spec=spec, height=270)
+
+
+def _describe(view: View, config_id: str) -> str:
+    """Name a ladder by its settings other than the learning rate."""
+    row = view.by_id[config_id]
+    named = [
+        f"{name} {setting_value(row.get(name))}" if name != "precision" else str(row.get(name))
+        for name in view.report.varying
+        if name != "learning_rate" and row.get(name) is not None
+    ]
+    return ", ".join(named) or config_id
+
+
+def _times(octave: int) -> str:
+    if octave == 0:
+        return "base"
+    return f"\u00d7{2**octave}" if octave > 0 else f"\u00f7{2**-octave}"
+
+
+def _spread(row: Row, rows: Sequence[Row]) -> float:
+    """Place the seeds of a rung side by side."""
+    width = max((r["seed_index"] for r in rows if r["doublings"] == row["doublings"]), default=0)
+    return 0.0 if width == 0 else 0.44 * (row["seed_index"] / width - 0.5)
+
+
+def _hover(row: Row) -> str:
+    lines = (
+        f"{row['trial_id']}, seed {row['seed_index'] + 1}",
+        f"{mark_of(row).label}, q {row['q']:.2f}",
+        f"learning rate {number(row['learning_rate'])}",
+    )
+    return "<br>".join(plot_text(line) for line in lines)
+
+
+def first_broken(rungs: Sequence[Rung]) -> Rung | None:
+    """Return the lowest rung above the base on which not every seed held."""
+    return next((rung for rung in rungs if rung.octave > 0 and not rung.held), None)
+
+
+def _finding(view: View, anchors: Sequence[str]) -> str:
+    parts = []
+    for anchor in anchors[:3]:
+        rungs = view.rungs(anchor)
+        broken = first_broken(rungs)
+        name = role_words(view, anchor) or anchor
+        above = max((rung.octave for rung in rungs), default=0)
+        base = next((rung for rung in rungs if rung.octave == 0), None)
+        if base is not None and not base.held:
+            parts.append(f"{name}: misses the bar at its own rate")
+        elif broken is not None:
+            parts.append(f"{name}: breaks at {number(broken.learning_rate)}")
+        elif above > 0:
+            parts.append(f"{name}: held at every one of {count(above, 'doubling')}")
+        else:
+            parts.append(f"{name}: no rate above it was tried")
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _table(view: View, anchors: Sequence[str]) -> DataTable:
+    cells = [
+        (
+            row["candidate_id"] or "",
+            row["config_id"],
+            number(row["learning_rate"]),
+            _times(row["doublings"]),
+            str(row["seed_index"] + 1),
+            mark_of(row).label,
+            number(row["q"]),
+        )
+        for anchor in anchors
+        for row in view.ladder(anchor)
+    ]
+    return DataTable(
+        columns=("candidate", "configuration", "learning rate", "rung", "seed", "end", "q"),
+        rows=tuple(cells),
+    )

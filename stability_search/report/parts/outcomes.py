@@ -1,0 +1,173 @@
+"""Part 8, outcomes and a timeline by node: the configuration, or one sick node?"""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from stability_search.records import Outcome
+from stability_search.report.context import Row, View
+from stability_search.report.figures import (
+    DataTable,
+    Figure,
+    Panel,
+    Section,
+    Spec,
+    layout,
+    mark_of,
+    marks_in,
+    plot_text,
+)
+from stability_search.report.wording import count, number, outcomes_text
+
+_STAGES = ("pilot", "search", "confirm")
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - plotly draws wall clock; every time here is UTC
+_NO_RESULT = (Outcome.USER_ERROR, Outcome.INFRASTRUCTURE)
+
+
+def build(view: View) -> Section:
+    """Draw how the trials of each stage ended, and when and where they ran."""
+    head = {
+        "name": "outcomes",
+        "title": "Outcomes",
+        "question": "The configuration, or one sick node?",
+    }
+    if not view.trials:
+        return Section(**head, absent="No trial has ended yet.")
+    figures = [_counts(view)]
+    timed = [row for row in view.trials if row["started_at"] and _start(row) is not None]
+    if timed:
+        figures.append(_timeline(timed))
+    return Section(**head, figures=tuple(figures))
+
+
+def _counts(view: View) -> Figure:
+    stages = [stage for stage in _STAGES if view.in_stage(stage)]
+    counts = {s: Counter(mark_of(row).key for row in view.in_stage(s)) for s in stages}
+    marks = marks_in(view.trials)
+    data = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "y": stages,
+            "x": [counts[stage][mark.key] for stage in stages],
+            "marker": {"color": f"@{mark.key}", "line": {"color": "@surface", "width": 1.5}},
+            "text": [str(counts[stage][mark.key] or "") for stage in stages],
+            "textposition": "inside",
+            "insidetextanchor": "middle",
+            "textangle": 0,
+            "textfont": {"color": "@on-mark"},
+            "hovertext": [
+                f"{stage}: {counts[stage][mark.key]} {plot_text(mark.label)}" for stage in stages
+            ],
+            "hoverinfo": "text",
+        }
+        for mark in marks
+    ]
+    spec: Spec = {
+        "data": data,
+        "layout": layout(
+            {"title": {"text": "trials", "standoff": 8}, "rangemode": "tozero"},
+            {"type": "category", "autorange": "reversed", "showgrid": False},
+            barmode="stack",
+            bargap=0.35,
+        ),
+    }
+    return Figure(
+        name="outcomes",
+        finding=_finding(view),
+        panels=(Panel(title="", spec=spec, height=80 + 56 * len(stages)),),
+        legend=marks,
+        table=DataTable(
+            columns=("end", *stages),
+            rows=tuple(
+                (mark.label, *(str(counts[stage][mark.key]) for stage in stages)) for mark in marks
+            ),
+        ),
+    )
+
+
+def _finding(view: View) -> str:
+    lost = sum(view.outcomes[outcome] for outcome in _NO_RESULT)
+    text = f"Of {count(len(view.trials), 'trial')}: {outcomes_text(view.trials)}."
+    if lost:
+        verb = "says" if lost == 1 else "say"
+        text += f" {count(lost, 'trial')} {verb} nothing about stability and count against nobody."
+    return text
+
+
+def _start(row: Row) -> datetime | None:
+    try:
+        return datetime.fromisoformat(row["started_at"]).replace(tzinfo=None)
+    except ValueError:
+        return None
+
+
+def _timeline(rows: Sequence[Row]) -> Figure:
+    nodes = sorted({row["node"] or "unknown" for row in rows})
+    data = []
+    marks = marks_in(rows)
+    for mark in marks:
+        own = [row for row in rows if mark_of(row).key == mark.key]
+        starts = [_start(row) or _EPOCH for row in own]
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "base": [start.isoformat(sep=" ", timespec="seconds") for start in starts],
+                "x": [1000 * max(0.0, row["wall_s"] or 0.0) for row in own],
+                "y": [plot_text(row["node"] or "unknown") for row in own],
+                "marker": {"color": f"@{mark.key}", "line": {"color": f"@{mark.key}", "width": 1.5}},
+                "hovertext": [
+                    "<br>".join(
+                        plot_text(line)
+                        for line in (row["trial_id"], mark.label, f"{number(row['wall_s'])} s")
+                    )
+                    for row in own
+                ],
+                "hoverinfo": "text",
+            }
+        )
+    spec: Spec = {
+        "data": data,
+        "layout": layout(
+            {"type": "date", "title": {"text": "time, UTC", "standoff": 8}},
+            {"type": "category", "autorange": "reversed", "showgrid": False,
+             "categoryorder": "array", "categoryarray": [plot_text(node) for node in nodes]},
+            barmode="overlay",
+            bargap=0.45,
+        ),
+    }  # fmt: skip
+    return Figure(
+        name="timeline",
+        finding=_timeline_finding(rows, nodes),
+        panels=(Panel(title="", spec=spec, height=80 + 44 * len(nodes)),),
+        legend=marks,
+        table=DataTable(
+            columns=("node", "trial", "attempt", "started, UTC", "seconds", "end"),
+            rows=tuple(
+                (
+                    row["node"] or "unknown",
+                    row["trial_id"],
+                    str(row["attempt"]),
+                    row["started_at"],
+                    number(row["wall_s"]),
+                    mark_of(row).label,
+                )
+                for row in rows
+            ),
+        ),
+    )
+
+
+def _timeline_finding(rows: Sequence[Row], nodes: Sequence[str]) -> str:
+    begin = min(_start(row) or _EPOCH for row in rows)
+    end = max(
+        (_start(row) or _EPOCH) + timedelta(seconds=row["wall_s"] or 0.0) for row in rows
+    )
+    minutes = (end - begin).total_seconds() / 60
+    lost = Counter(row["node"] for row in rows if row["outcome"] == Outcome.INFRASTRUCTURE)
+    text = f"The trials took {number(round(minutes, 1))} minutes on {count(len(nodes), 'node')}"
+    if not lost:
+        return f"{text}; no machine was lost."
+    node, seen = min(lost.items(), key=lambda item: (-item[1], str(item[0])))
+    return f"{text}; {count(sum(lost.values()), 'trial')} were lost to machines, {seen} on {node}."

@@ -1,0 +1,230 @@
+"""Part 2, learning-rate sensitivity: how wide is the usable range?"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from stability_search.report.advice import contrasts
+from stability_search.report.context import Row, View
+from stability_search.report.figures import (
+    DataTable,
+    Figure,
+    Panel,
+    Section,
+    Spec,
+    layout,
+    line_shape,
+    mark_of,
+    marks_in,
+    plot_text,
+    rate_axis,
+    scatter,
+)
+from stability_search.report.wording import number, setting_value
+
+_MAX_SERIES = 5
+_LOG_FROM = 20.0  # ratio of losses above which the axis is logarithmic
+_RAIL = "no finite end"
+
+
+def build(view: View) -> Section:
+    """Draw the last probe level of pilot and search trials over the learning rate."""
+    head = {
+        "name": "sensitivity",
+        "title": "Learning-rate sensitivity",
+        "question": "How wide is the usable range?",
+    }
+    rows = [
+        row
+        for row in view.results
+        if row["stage"] in {"pilot", "search"} and row.get("learning_rate")
+    ]
+    starts = [row["probe_first"] for row in rows if row["probe_first"] is not None]
+    if not starts:
+        return Section(**head, absent="No trial has read its probe yet.")
+    cap = statistics.median(starts)
+    name = _splitter(view, rows)
+    figure = Figure(
+        name="sensitivity",
+        finding=_finding(view, rows, cap),
+        panels=(Panel(title="", spec=_spec(rows, cap, name), height=380),),
+        legend=marks_in(rows),
+        series=tuple(
+            (label, f"series-{i}") for i, (label, _) in enumerate(_series(rows, name))
+        ),
+        note=(
+            "Each line joins the median of every octave. A loss above its start is drawn at the "
+            "start (dotted); a trial without a finite end stands on the rail at the top."
+        ),
+        table=DataTable(
+            columns=("trial", "series", "learning rate", "first probe", "last probe", "end"),
+            rows=tuple(
+                (
+                    row["trial_id"],
+                    _label(row, name),
+                    number(row["learning_rate"]),
+                    number(row["probe_first"]),
+                    number(row["probe_last"]),
+                    mark_of(row).label,
+                )
+                for row in rows
+            ),
+        ),
+    )
+    return Section(**head, figures=(figure,))
+
+
+def _splitter(view: View, rows: Sequence[Row]) -> str:
+    """Choose what makes a line: precision, else clipping or clamping, whichever matters most."""
+    if "precision" in view.report.varying:
+        return "precision"
+    names = [c.name for c in contrasts(view, rows)]
+    guards = ("clip_norm", "attention_clamp", "attention_logit_cap")
+    return next((n for n in names if n in guards), "stage")
+
+
+def _label(row: Row, name: str) -> str:
+    if row["stage"] == "pilot":
+        return "pilot, fp32"
+    value = row.get(name)
+    return "off" if value is None else setting_value(value)
+
+
+def _series(rows: Sequence[Row], name: str) -> list[tuple[str, list[Row]]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_label(row, name), []).append(row)
+    return sorted(groups.items(), key=lambda item: (item[0] != "pilot, fp32", item[0]))[:_MAX_SERIES]
+
+
+def _level(row: Row, cap: float) -> float | None:
+    """Return what is drawn: the last level, capped at the start; None goes on the rail."""
+    if row["probe_last"] is None:
+        return None
+    return float(min(row["probe_last"], cap))
+
+
+def _spec(rows: Sequence[Row], cap: float, name: str) -> Spec:
+    data: list[Spec] = []
+    levels = []
+    for i, (label, own) in enumerate(_series(rows, name)):
+        drawn = [(row, level) for row in own if (level := _level(row, cap)) is not None]
+        levels += [level for _, level in drawn]
+        points = _octave_medians(drawn)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": [x for x, _ in points],
+                "y": [y for _, y in points],
+                "line": {"color": f"@series-{i}", "width": 2, "shape": "linear"},
+                "hoverinfo": "skip",
+                "name": plot_text(label),
+            }
+        )
+        data += _marks(drawn, f"@series-{i}", "y")
+        lost = [(row, 0.5 + 0.12 * ((i % 3) - 1)) for row in own if _level(row, cap) is None]
+        data += _marks(lost, f"@series-{i}", "y2")
+    rates = [row["learning_rate"] for row in rows]
+    low = min([*levels, cap])
+    is_log = low > 0 and cap / low > _LOG_FROM
+    bounds = [math.log10(low), math.log10(cap)] if is_log else [low, cap]
+    pad = 0.06 * (bounds[1] - bounds[0] or 1.0)
+    spec_layout = layout(
+        rate_axis(rates),
+        {
+            "type": "log" if is_log else "linear",
+            "domain": [0, 0.85],
+            "range": [bounds[0] - pad, bounds[1] + pad],
+            "title": {"text": "last probe loss", "standoff": 6},
+            **({"dtick": "D2"} if is_log else {}),
+        },
+        yaxis2={
+            "domain": [0.89, 1],
+            "range": [0, 1],
+            "tickvals": [0.5],
+            "ticktext": [_RAIL],
+            "showgrid": False,
+            "zeroline": False,
+            "fixedrange": True,
+            "automargin": True,
+            "anchor": "x",
+        },
+        shapes=[
+            line_shape((0, 1), (cap, cap), "@muted", xref="paper"),
+            {
+                "type": "rect", "xref": "paper", "yref": "paper", "layer": "below",
+                "x0": 0, "x1": 1, "y0": 0.89, "y1": 1, "fillcolor": "@rail", "line": {"width": 0},
+            },
+        ],
+    )  # fmt: skip
+    return {"data": data, "layout": spec_layout}
+
+
+def _marks(points: Sequence[tuple[Row, float]], color: str, yaxis: str) -> list[Spec]:
+    traces = []
+    for mark in marks_in(row for row, _ in points):
+        own = [(row, y) for row, y in points if mark_of(row).key == mark.key]
+        traces.append(
+            scatter(
+                [row["learning_rate"] for row, _ in own],
+                [y for _, y in own],
+                color=color,
+                symbol=mark.symbol,
+                size=8,
+                hover=[_hover(row) for row, _ in own],
+                yaxis=yaxis,
+                opacity=0.85,
+            )
+        )
+    return traces
+
+
+def _hover(row: Row) -> str:
+    lines = (
+        row["trial_id"],
+        mark_of(row).label,
+        f"learning rate {number(row['learning_rate'])}",
+        f"last probe {number(row['probe_last'])}, start {number(row['probe_first'])}",
+    )
+    return "<br>".join(plot_text(line) for line in lines)
+
+
+def _octave_medians(drawn: Sequence[tuple[Row, float]]) -> list[tuple[float, float]]:
+    bins: dict[int, list[tuple[float, float]]] = {}
+    for row, level in drawn:
+        rate = row["learning_rate"]
+        bins.setdefault(math.floor(math.log2(rate)), []).append((rate, level))
+    return [
+        (
+            2 ** statistics.fmean(math.log2(rate) for rate, _ in points),
+            statistics.median(level for _, level in points),
+        )
+        for _, points in sorted(bins.items())
+    ]
+
+
+def _finding(view: View, rows: Sequence[Row], cap: float) -> str:
+    stable = [row["learning_rate"] for row in rows if row["is_stable"]]
+    if not stable:
+        return "No learning rate that was tried gave a stable trial."
+    octaves = math.log2(max(stable) / min(stable))
+    text = (
+        f"Stable trials span learning rates {number(min(stable))} to {number(max(stable))}, "
+        f"{octaves:.1f} doublings."
+    )
+    sensitivity = _sensitivity(view, rows, cap)
+    if sensitivity is not None:
+        text += f" Sensitivity over the pilot: {number(sensitivity)} (never ranked by)."
+    return text
+
+
+def _sensitivity(view: View, rows: Sequence[Row], cap: float) -> float | None:
+    """Return the mean excess of the pilot's capped last loss over the best one."""
+    pilot: list[Any] = [row for row in rows if row["stage"] == "pilot"]
+    best = view.report.yardsticks[view.study.trial_steps].e_star
+    if not pilot or best is None:
+        return None
+    ends = [cap if (level := _level(row, cap)) is None else level for row in pilot]
+    return statistics.fmean(ends) - best

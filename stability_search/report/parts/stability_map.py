@@ -1,0 +1,257 @@
+"""Part 1, stability map: where is the cliff?"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stability_search.report.advice import contrasts
+from stability_search.report.context import Row, View
+from stability_search.report.figures import (
+    DataTable,
+    Figure,
+    Panel,
+    Section,
+    Spec,
+    layout,
+    mark_of,
+    marks_in,
+    plot_text,
+    rate_axis,
+    scatter,
+)
+from stability_search.report.wording import count, number, setting_value
+
+_MAX_CATEGORIES = 8
+_GRID = 40  # columns of the smoothed share behind the marks
+_OCTAVES_WIDE = 1.0  # of the smoothing kernel
+_ROWS_WIDE = 0.45
+_PRIOR = 0.25  # of a trial each way: keeps an empty region at one half
+_MIN_WEIGHT = 0.35  # trials near a cell before it is coloured
+_PANEL_PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Vertical:
+    """The upright axis: a setting's values at places one unit apart, or a log scale."""
+
+    name: str
+    values: tuple[Any, ...]  # categories; empty on a log scale
+    span: tuple[float, float]
+
+    def place(self, row: Row) -> float:
+        value = row.get(self.name)
+        if self.values:
+            return float(self.values.index(value))
+        return math.log2(value) if value else self.span[0]
+
+    def axis(self) -> Spec:
+        low, high = self.span
+        if self.values:
+            ticks = [float(i) for i in range(len(self.values))]
+            labels = [_label(value) for value in self.values]
+        else:
+            ticks = [low + (high - low) * k / 4 for k in range(5)]
+            labels = [number(2**tick) for tick in ticks]
+        return {
+            "range": [low - 0.6, high + 0.6],
+            "tickmode": "array",
+            "tickvals": ticks,
+            "ticktext": labels,
+            "title": {"text": plot_text(self.name), "standoff": 6},
+            "showgrid": False,
+        }
+
+
+def build(view: View) -> Section:
+    """Draw every result over learning rate and the next strongest setting."""
+    rows = [row for row in view.results if row.get("learning_rate")]
+    head = {
+        "name": "map",
+        "title": "Stability map",
+        "question": "Where is the cliff?",
+    }
+    if not rows:
+        return Section(**head, absent="No trial has ended with a result yet.")
+    vertical = _vertical(view, rows)
+    rates = [row["learning_rate"] for row in rows]
+    precisions = [p for p in _PANEL_PRECISIONS if any(_precision(view, r) == p for r in rows)]
+    panels = []
+    for precision in precisions:
+        chosen = [row for row in rows if _precision(view, row) == precision]
+        panels.append(
+            Panel(
+                title=f"{precision} \u2014 {_stable_words(chosen)}" ,
+                spec=_spec(view, chosen, vertical, rates, precision),
+                height=140 + 42 * max(3, min(len(vertical.values), 6)),
+            )
+        )
+    figure = Figure(
+        name="map",
+        finding=_finding(view, rows, precisions),
+        panels=tuple(panels),
+        legend=marks_in(rows),
+        note=(
+            "The shade is the smoothed share of stable trials; where it is missing, nothing was "
+            "tried. The ring marks the configuration of the verdict, its bar the margin."
+        ),
+        table=_table(view, rows, vertical),
+    )
+    return Section(**head, figures=(figure,))
+
+
+def _precision(view: View, row: Row) -> str:
+    return str(view.setting(row, "precision"))
+
+
+def _label(value: Any) -> str:  # noqa: ANN401 - any JSON scalar
+    return "off" if value is None else plot_text(setting_value(value))
+
+
+def _stable_words(rows: Sequence[Row]) -> str:
+    return f"{sum(bool(r['is_stable']) for r in rows):,} of {len(rows):,} stable"
+
+
+def _vertical(view: View, rows: Sequence[Row]) -> _Vertical:
+    """Choose `init_scale` where fp16 varies it, else the setting that tells trials apart most."""
+    varying = [n for n in view.report.varying if n not in {"learning_rate", "precision"}]
+    if "init_scale" in varying and all(_precision(view, r) == "fp16" for r in rows):
+        name = "init_scale"
+    else:
+        ranked = [c.name for c in contrasts(view, rows) if c.name in varying]
+        ranked = [n for n in ranked if n != "init_scale"] or ranked
+        name = next(iter([*ranked, *varying]), "stage")
+    values = sorted({row.get(name) for row in rows}, key=_value_order)
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v > 0]
+    if len(values) > _MAX_CATEGORIES and len(numbers) >= len(values) - 1:
+        return _Vertical(
+            name=name, values=(), span=(math.log2(min(numbers)), math.log2(max(numbers)))
+        )
+    return _Vertical(name=name, values=tuple(values), span=(0.0, len(values) - 1.0))
+
+
+def _value_order(value: Any) -> tuple[int, float, str]:  # noqa: ANN401 - any JSON scalar
+    if value is None:
+        return (0, 0.0, "")
+    is_number = isinstance(value, int | float)
+    return (1, float(value), "") if is_number else (2, 0.0, str(value))
+
+
+def _spec(
+    view: View, rows: Sequence[Row], vertical: _Vertical, rates: Sequence[float], precision: str
+) -> Spec:
+    data = [_shade(rows, vertical, rates)]
+    for mark in marks_in(rows):
+        own = [row for row in rows if mark_of(row).key == mark.key]
+        data.append(
+            scatter(
+                [row["learning_rate"] for row in own],
+                [vertical.place(row) + _jitter(row) for row in own],
+                color=f"@{mark.key}",
+                symbol=mark.symbol,
+                hover=[_hover(view, row) for row in own],
+            )
+        )
+    data += _verdict_marks(view, vertical, precision)
+    # The verdict's margin may reach beyond the rates that were searched.
+    xs = [x for trace in data[1:] for x in trace["x"]]
+    return {"data": data, "layout": layout(rate_axis([*rates, *xs]), vertical.axis())}
+
+
+def _verdict_marks(view: View, vertical: _Vertical, precision: str) -> list[Spec]:
+    row = view.by_id.get(view.headline_id or "")
+    if row is None or _precision(view, row) != precision or not row.get("learning_rate"):
+        return []
+    if vertical.values and row.get(vertical.name) not in vertical.values:
+        return []
+    rate, y = row["learning_rate"], vertical.place(row)
+    margin = row.get("margin_octaves") or 0
+    role = "choice" if view.verdict.choice else "closest"
+    ring = scatter([rate], [y], color="@ink", symbol="circle-open", size=19, hover=[f"the {role}"])
+    bar = scatter([rate, rate * 2**margin], [y, y], color="@ink", symbol="line-ns-open", size=10)
+    bar |= {"mode": "lines+markers", "line": {"color": "@ink", "width": 2.5}}
+    return [bar, ring] if margin else [ring]
+
+
+def _jitter(row: Row) -> float:
+    """Spread trials of one category a little, the same way every time."""
+    return (((row["index"] * 7) % 5) - 2) * 0.085
+
+
+def _hover(view: View, row: Row) -> str:
+    named = ", ".join(
+        f"{name} {setting_value(row.get(name))}" for name in view.report.varying if name in row
+    )
+    q = "" if row["q"] is None else f", q {row['q']:.2f}"
+    lines = [f"{row['trial_id']}{q}", mark_of(row).label]
+    lines += [part.strip() for part in named.split(", ")]
+    return "<br>".join(plot_text(line) for line in lines)
+
+
+def _shade(rows: Sequence[Row], vertical: _Vertical, rates: Sequence[float]) -> Spec:
+    """Smooth the share of stable trials over learning rate and the upright axis."""
+    low, high = math.log2(min(rates)), math.log2(max(rates))
+    xs = [low + (high - low) * k / (_GRID - 1) for k in range(_GRID)]
+    if vertical.values:
+        ys, wide = [float(i) for i in range(len(vertical.values))], _ROWS_WIDE
+    else:
+        ys = [vertical.span[0] + (vertical.span[1] - vertical.span[0]) * k / 15 for k in range(16)]
+        wide = max(1e-9, (vertical.span[1] - vertical.span[0]) / 6)
+    points = [(math.log2(r["learning_rate"]), vertical.place(r), r["is_stable"]) for r in rows]
+
+    def share(x: float, y: float) -> float | None:
+        good = total = 0.0
+        for px, py, is_stable in points:
+            gap = ((x - px) / _OCTAVES_WIDE) ** 2 + ((y - py) / wide) ** 2
+            weight = math.exp(-gap / 2)
+            total += weight
+            good += weight if is_stable else 0.0
+        if total < _MIN_WEIGHT:
+            return None
+        return round((good + _PRIOR) / (total + 2 * _PRIOR), 3)
+
+    return {
+        "type": "heatmap",
+        "x": [2**x for x in xs],
+        "y": ys,
+        "z": [[share(x, y) for x in xs] for y in ys],
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": [[0, "@share-low"], [0.5, "@share-mid"], [1, "@share-high"]],
+        "showscale": False,
+        "hoverinfo": "skip",
+    }
+
+
+def _finding(view: View, rows: Sequence[Row], precisions: Sequence[str]) -> str:
+    """Say up to which rate trials held, per precision."""
+    del view
+    parts = []
+    for precision in precisions:
+        own = [r for r in rows if (r.get("precision") or "fp32") == precision]
+        stable = [r["learning_rate"] for r in own if r["is_stable"]]
+        parts.append(
+            f"in {precision} the highest stable rate was {number(max(stable))}"
+            if stable
+            else f"in {precision} none of {count(len(own), 'trial')} was stable"
+        )
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _table(view: View, rows: Sequence[Row], vertical: _Vertical) -> DataTable:
+    cells = [
+        (
+            row["trial_id"],
+            _precision(view, row),
+            number(row["learning_rate"]),
+            setting_value(row.get(vertical.name)),
+            mark_of(row).label,
+            number(row["q"]),
+        )
+        for row in rows
+    ]
+    return DataTable(
+        columns=("trial", "precision", "learning rate", vertical.name, "end", "q"),
+        rows=tuple(cells),
+    )

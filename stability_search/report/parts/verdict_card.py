@@ -1,0 +1,330 @@
+"""Part 0, the verdict card: what do I train with, and can I trust it?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stability_search.records import VerdictKind
+from stability_search.report import snippets
+from stability_search.report.advice import warnings, what_broke, what_to_widen
+from stability_search.report.context import Row, View
+from stability_search.report.parts.ladders import role_words
+from stability_search.report.wording import (
+    MIN_SEEDS_FOR_WINNER,
+    bad_steps_text,
+    choice_text,
+    headline,
+    margin_text,
+    next_command,
+    number,
+    outcomes_text,
+    plain,
+    score_text,
+    seeds_text,
+    setting_value,
+)
+
+_MAX_COMPARED = 6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fact:
+    """One number of the card.
+
+    Attributes:
+        label: What it is.
+        value: The number.
+        note: What it means, or its limit.
+    """
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Factor:
+    """One factor of the score, drawn as a bar.
+
+    Attributes:
+        letter: A, B, C, P or Q.
+        label: Its name.
+        value: In [0, 1].
+        text: The number.
+    """
+
+    letter: str
+    label: str
+    value: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One rung of the choice's ladder, as a chip.
+
+    Attributes:
+        times: `base`, `x2`, ...
+        rate: Learning rate.
+        state: `held`, `broke` or `untried`.
+        note: What happened there.
+    """
+
+    times: str
+    rate: str
+    state: str
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """The choice beside the others: a column per configuration.
+
+    Attributes:
+        headings: Role and id of each column.
+        rows: Name and cells of each row; differing settings first.
+    """
+
+    headings: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """A limit the space file asks for.
+
+    Attributes:
+        name: The metric.
+        limit: Its upper limit.
+        value: What was measured, the worst seed.
+        met: True if every seed kept it; None if it was not measured.
+    """
+
+    name: str
+    limit: str
+    value: str
+    met: bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """Everything the verdict card says."""
+
+    kind: str
+    headline: str
+    lead: str
+    about: str
+    config_id: str
+    facts: tuple[Fact, ...]
+    factors: tuple[Factor, ...]
+    ladder: tuple[Step, ...]
+    snippets: tuple[tuple[str, str], ...]
+    comparison: Comparison | None
+    targets: tuple[Target, ...]
+    missed: tuple[str, ...]
+    broke: tuple[str, ...]
+    widen: str
+    warnings: tuple[str, ...]
+    next_command: str
+
+
+def build(view: View) -> Card:
+    """Work out what the card says."""
+    config_id = view.headline_id
+    row = view.by_id.get(config_id or "")
+    is_none = view.verdict.kind is VerdictKind.NONE
+    missed = tuple(view.verdict.missed)
+    if is_none and not missed and row is not None and row["missed"]:
+        missed = tuple(row["missed"].split("; "))
+    return Card(
+        kind=str(view.verdict.kind),
+        headline=headline(view),
+        lead=choice_text(view),
+        about="The choice" if view.verdict.choice else "What came closest",
+        config_id=config_id or "",
+        facts=() if row is None else facts(view, row),
+        factors=() if row is None else _factors(row),
+        ladder=() if row is None else _ladder(view, row["config_id"]),
+        snippets=() if row is None else _snippets(view, row["config_id"]),
+        comparison=_comparison(view),
+        targets=() if row is None else targets(view, row["config_id"]),
+        missed=tuple(plain(view.private(text)) for text in missed),
+        broke=() if view.verdict.choice else (*what_broke(view), _all_outcomes(view)),
+        widen=what_to_widen(view) if is_none else "",
+        warnings=warnings(view),
+        next_command=next_command(view),
+    )
+
+
+def facts(view: View, row: Row) -> tuple[Fact, ...]:
+    """Return the numbers that stand beside every score."""
+    if row["score"] is None:
+        q = row["search_q"]
+        note = "one search trial; nothing was confirmed"
+        return (Fact(label="Run score q", value=number(q), note=note),)
+    steps = row["num_planned_steps"]
+    few = row["num_seeds"] < MIN_SEEDS_FOR_WINNER
+    octaves = view.study.confirm.octaves
+    margin = margin_text(row, octaves)
+    bad, _, bound = bad_steps_text(row).partition("; ")
+    return (
+        Fact(
+            label="Stability score",
+            value=score_text(row["score"]),
+            note=f"of at most {row['ceiling']:.1f} with {seeds_text(row).split(' of ')[1]}",
+        ),
+        Fact(
+            label="Margin",
+            value=margin.removesuffix(" doublings").removesuffix(" doubling"),
+            note="doublings of the learning rate it survives" if octaves else "no rung was asked for",
+        ),
+        Fact(
+            label="Seeds",
+            value=f"{row['num_stable_seeds']} of {row['num_seeds']}",
+            note="not enough seeds to name a winner" if few else "stable, all fresh",
+        ),
+        Fact(label="Bad steps", value=bad.removesuffix(" bad").removesuffix(" steps"),
+             note=f"{bound or bad}"),
+        Fact(label="Horizon", value=f"{steps:,} steps", note=f"on {plain(view.report.device)}; "
+             "longer runs are not certified"),
+    )  # fmt: skip
+
+
+def _factors(row: Row) -> tuple[Factor, ...]:
+    names = (
+        ("A", "calm steps", "calm"),
+        ("B", "no spikes", "smooth"),
+        ("C", "keeps its gain", "kept"),
+        ("P", "progress", "progress"),
+        ("Q", "lower bound on q", "q_lower"),
+    )
+    return tuple(
+        Factor(letter=letter, label=label, value=row[name], text=f"{row[name]:.2f}")
+        for letter, label, name in names
+        if row[name] is not None
+    )
+
+
+def _ladder(view: View, config_id: str) -> tuple[Step, ...]:
+    rungs = {rung.octave: rung for rung in view.rungs(config_id)}
+    base = view.by_id[config_id]["learning_rate"]
+    if not rungs or base is None:
+        return ()
+    top = max(view.study.confirm.octaves, *rungs)
+    steps = []
+    for octave in range(top + 1):
+        rung = rungs.get(octave)
+        if rung is None:
+            state, note = "untried", "not run"
+        else:
+            held = sum(q is not None and q >= 0.5 for q in rung.qs)  # noqa: PLR2004 - the bar
+            state = "held" if rung.held else "broke"
+            note = f"{held} of {len(rung.qs)} seeds"
+        steps.append(
+            Step(
+                times="base" if octave == 0 else f"\u00d7{2**octave}",
+                rate=number(base * 2.0**octave),
+                state=state,
+                note=note,
+            )
+        )
+    return tuple(steps)
+
+
+def _snippets(view: View, config_id: str) -> tuple[tuple[str, str], ...]:
+    settings = view.settings(config_id)
+    return (
+        ("YAML", snippets.as_yaml(settings)),
+        ("GuardedEngine", snippets.as_guarded_engine(settings)),
+        ("PyTorch", snippets.as_pytorch(settings, view.report.device)),
+        ("Hugging Face", snippets.as_training_arguments(settings)),
+    )
+
+
+def compared(view: View) -> list[str]:
+    """Return the configurations that stand side by side: choice, fastest, today's, runners-up."""
+    verdict = view.verdict
+    wanted = [verdict.choice, verdict.closest, verdict.fastest, *view.report.start_config_ids[:1],
+              *verdict.tied, *verdict.confirmed]  # fmt: skip
+    present = [c for c in dict.fromkeys(wanted) if c is not None and c in view.by_id]
+    return present[:_MAX_COMPARED]
+
+
+def _comparison(view: View) -> Comparison | None:
+    ids = compared(view)
+    if not ids:
+        return None
+    rows = [view.by_id[c] for c in ids]
+    octaves = view.study.confirm.octaves
+    body: list[tuple[str, tuple[str, ...]]] = [
+        (name, tuple(setting_value(row.get(name)) for row in rows))
+        for name in view.report.setting_names
+        if len({row.get(name) for row in rows}) > 1
+    ]
+    body.append(("score S", tuple(_score_cell(row) for row in rows)))
+    body.append(("margin", tuple(margin_text(row, octaves) for row in rows)))
+    body.append(
+        ("stable", tuple(seeds_text(r) if r["num_seeds"] else "not confirmed" for r in rows))
+    )
+    body.append(
+        ("bad steps", tuple(bad_steps_text(r) if r["num_seeds"] else "\u2013" for r in rows))
+    )
+    for label, name in (("A calm", "calm"), ("B smooth", "smooth"), ("C kept", "kept"),
+                        ("P progress", "progress"), ("Q", "q_lower")):  # fmt: skip
+        body.append((label, tuple("\u2013" if r[name] is None else f"{r[name]:.2f}" for r in rows)))
+    body.append(("last probe loss", tuple(number(row["probe_last"]) for row in rows)))
+    body += [(name, tuple(_metric_cell(view, c, name) for c in ids)) for name in view.metric_names]
+    headings = tuple((role_words(view, c) or "runner-up", c) for c in ids)
+    return Comparison(headings=headings, rows=tuple(body))
+
+
+def _score_cell(row: Row) -> str:
+    if row["score"] is None:
+        return "\u2013"
+    return f"{score_text(row['score'])} of at most {row['ceiling']:.1f}"
+
+
+def _metric_values(view: View, config_id: str, name: str) -> list[float | None]:
+    column = "grad_norm_median" if name == "grad_norm" else f"metric_{name}_last"
+    return [row.get(column) for row in view.seeds_of(config_id)]
+
+
+def _metric_cell(view: View, config_id: str, name: str) -> str:
+    values = _metric_values(view, config_id, name)
+    known = [value for value in values if value is not None]
+    if not known:
+        return "\u2013"
+    lost = len(values) - len(known)
+    mean = number(sum(known) / len(known))
+    return f"{mean} ({lost} not finite)" if lost else mean
+
+
+def targets(view: View, config_id: str) -> tuple[Target, ...]:
+    """Compare the worst seed of a configuration with every limit of the space file."""
+    found = []
+    for name, limit in view.study.targets.items():
+        values = _metric_values(view, config_id, name)
+        known = [value for value in values if value is not None]
+        met: bool | None = None
+        if values:
+            met = len(known) == len(values) and max(known) <= limit
+        label = "gradient norm, median" if name == "grad_norm" else name
+        worst = number(max(known)) if known else "not measured"
+        found.append(Target(name=plain(label), limit=number(limit), value=worst, met=met))
+    return tuple(found)
+
+
+def _all_outcomes(view: View) -> str:
+    if not view.trials:
+        return "No trial ended."
+    return f"All stages together: {outcomes_text(view.trials)}."
+
+
+def settings_that_differ(view: View, ids: Sequence[str]) -> list[tuple[str, list[Any]]]:
+    """Return the settings in which some configurations differ, with their values."""
+    rows = [view.by_id[c] for c in ids]
+    return [
+        (name, [row.get(name) for row in rows])
+        for name in view.report.setting_names
+        if len({row.get(name) for row in rows}) > 1
+    ]

@@ -1,0 +1,382 @@
+"""What confirm runs next, and what it proves: a pure function of the finished trials.
+
+  candidates   the best of the search, and what the user trains with today
+  ladders      each at learning rates a doubling apart: `ladder`
+  first look   the bases that meet the bar, compared seed by seed: `choice`
+  second look  once, with as many new seeds, if that could still name a winner
+  verdict      the choice; or what came closest, and what it missed
+
+Everything is worked out again from the rows whenever it is asked. So a resumed study goes on
+where it was, and the order in which trials finish changes nothing.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from stability_search.records import ChoiceReason, Json, Stage, TrialRow, Verdict
+from stability_search.search import verdicts
+from stability_search.search.candidates import Candidate, Grid, Rung, find_candidates
+from stability_search.search.choice import ALPHA_ONE_LOOK, ALPHA_TWO_LOOKS, Choice
+from stability_search.search.ladder import (
+    Ladder,
+    Progress,
+    Results,
+    finished_trials,
+    most_trials,
+)
+from stability_search.search.look import Look, rows_of_look, take_look
+from stability_search.space import Space
+from stability_search.standing import score_trial
+from stability_search.yardstick import Yardstick, yardstick
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfirmTrial:
+    """One trial that confirm needs.
+
+    Attributes:
+        settings: Every named setting, the learning rate of its rung included.
+        config_id: Hash of the active ones.
+        candidate_id: `config_id` of the candidate whose ladder it belongs to, of two the better.
+        octave: Octave of the learning rate from that candidate's, negative below.
+        seed_index: Position among the seeds of the stage, >= 0; trials of equal position share
+            their seed.
+    """
+
+    settings: Mapping[str, Json]
+    config_id: str
+    candidate_id: str
+    octave: int
+    seed_index: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Need:
+    """All trials that are needed now, most urgent first.
+
+    Attributes:
+        trials: Not empty; none of them has ended for good, some may be running. A trial whose
+            attempt ended `infrastructure` is needed again, up to three attempts.
+    """
+
+    trials: tuple[ConfirmTrial, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfirmCost:
+    """What confirm may cost, for those who want to know before.
+
+    Attributes:
+        num_ladders: Most candidates there can be.
+        min_trials: Fewest trials, if there is a candidate at all.
+        max_trials: Most trials, the second look included and repeated attempts left out.
+        steps: Optimizer steps of each.
+    """
+
+    num_ladders: int
+    min_trials: int
+    max_trials: int
+    steps: int
+
+
+def describe_cost(space: Space) -> ConfirmCost:
+    """Bound what confirm costs from the space alone.
+
+    Args:
+        space: The study's space.
+    """
+    confirm = space.study.confirm
+    num_ladders = confirm.top + bool(space.start_with) if space.has_space else 1
+    low, high = space.learning_rate_range()
+    octaves = 0
+    while low * 2.0 ** (octaves + 1) <= high:
+        octaves += 1
+    below = min(2 * confirm.octaves, octaves)
+    each = most_trials(below, confirm, has_one_base=octaves == 0)
+    second_look = num_ladders * confirm.seeds if num_ladders > 1 else 0
+    return ConfirmCost(
+        num_ladders=num_ladders,
+        min_trials=confirm.seeds,
+        max_trials=num_ladders * each + second_look,
+        steps=confirm.steps,
+    )
+
+
+def next_need(
+    rows: Sequence[TrialRow], space: Space, *, can_afford: Callable[[int], bool]
+) -> Need | Verdict:
+    """Say which trials confirm needs now, or how the study ends.
+
+    Args:
+        rows: Every finished trial of every stage and attempt, in any order. The search must be
+            over.
+        space: The study's space.
+        can_afford: Says whether the budget allows so many more confirm trials, those that are
+            running counted among them. Candidates are finished in order: a later one starts
+            trials only where the earlier ones can still be finished.
+
+    Returns:
+        The needed trials; or the verdict, once no further trial could change it or none can be
+        afforded.
+    """
+    return Confirmation(space).next_need(rows, can_afford=can_afford)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Start:
+    """What was known when confirm began; decides candidates, ladders and bases."""
+
+    of_search: Yardstick
+    of_confirm: Yardstick
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ladders:
+    """How far every candidate's ladder has come, in the order of the candidates."""
+
+    candidates: tuple[Candidate, ...]
+    progress: tuple[Progress, ...]
+    places: Mapping[str, tuple[str, int]]
+
+    @property
+    def bases(self) -> tuple[Rung, ...]:
+        """Bases with all seeds, each once."""
+        return _once(progress.base for progress in self.progress)
+
+    @property
+    def confirmed(self) -> tuple[Rung, ...]:
+        """Bases, and what was a base before them, each once."""
+        return _once((*self.bases, *(progress.outgrown for progress in self.progress)))
+
+    @property
+    def confirmed_ids(self) -> tuple[str, ...]:
+        """`config_id` of each of these."""
+        return tuple(rung.config_id for rung in self.confirmed)
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """Candidates without a base."""
+        pairs = zip(self.candidates, self.progress, strict=True)
+        return tuple(c.config_id for c, progress in pairs if progress.base is None)
+
+
+def _once(rungs: Iterable[Rung | None]) -> tuple[Rung, ...]:
+    unique = {rung.config_id: rung for rung in rungs if rung is not None}
+    return tuple(unique.values())
+
+
+class Confirmation:
+    """Answers `next_need` again and again, remembering scores it has already worked out.
+
+    Its answers depend on the rows alone; it only spares the time.
+
+    Args:
+        space: The study's space.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._study = space.study
+        self._confirm = space.study.confirm
+        self._scores: dict[tuple[str, int, Yardstick], float | None] = {}
+        self._starts: dict[frozenset[tuple[str, int]], _Start] = {}
+
+    def next_need(
+        self, rows: Sequence[TrialRow], *, can_afford: Callable[[int], bool]
+    ) -> Need | Verdict:
+        """See `stability_search.search.confirm.next_need`."""
+        start = self._start(rows)
+        if self._space.has_space and not start.of_search.has_signal:
+            return verdicts.no_signal(rows, self._space, start.of_search)
+        if not start.candidates:
+            return verdicts.no_candidate(rows, self._space, start.of_search)
+        if start.of_confirm.e0 is None:  # no trial of confirm can give one
+            return verdicts.no_signal(rows, self._space, start.of_confirm)
+        finished = finished_trials(rows)
+        results = Results(finished, lambda row: self._q(row, start.of_confirm))
+        need, ladders = self._climb(start.candidates, results, can_afford)
+        if need:
+            return Need(trials=need)
+        if ladders.progress[0].base is None:
+            return verdicts.incomplete(
+                rows,
+                self._space,
+                start.of_confirm,
+                confirmed=ladders.confirmed_ids,
+                unfinished=ladders.unfinished,
+            )
+        return self._judge(rows, ladders, results, can_afford)
+
+    # ------------------------------------------------------------------------ the start
+
+    def _start(self, rows: Sequence[TrialRow]) -> _Start:
+        before = [row for row in rows if row.stage is not Stage.CONFIRM]
+        key = frozenset((row.trial_id, row.attempt) for row in before)
+        if key not in self._starts:
+            of_search = yardstick(before, self._study.trial_steps)
+            self._starts[key] = _Start(
+                of_search=of_search,
+                of_confirm=yardstick(before, self._confirm.steps),
+                candidates=find_candidates(
+                    before, self._space, lambda row: self._q(row, of_search)
+                ),
+            )
+        return self._starts[key]
+
+    def _q(self, row: TrialRow, measure: Yardstick) -> float | None:
+        key = (row.trial_id, row.attempt, measure)
+        if key not in self._scores:
+            run = score_trial(row, measure)
+            self._scores[key] = None if run is None else run.q
+        return self._scores[key]
+
+    # ---------------------------------------------------------------------- the ladders
+
+    def _climb(
+        self,
+        candidates: tuple[Candidate, ...],
+        results: Results,
+        can_afford: Callable[[int], bool],
+    ) -> tuple[tuple[ConfirmTrial, ...], _Ladders]:
+        """Ask every ladder what it needs, as far as the budget goes."""
+        grids = [Grid(candidate, self._space) for candidate in candidates]
+        places = _places(grids)
+        needed: dict[tuple[str, int], ConfirmTrial] = {}
+        progress = []
+        reserved = 0
+        is_affordable = True
+        for grid in grids:
+            ladder = Ladder(grid, self._confirm, results)
+            progress.append(ladder.progress())
+            asked = {
+                (wanted.rung.config_id, seed): _trial(wanted.rung, seed, places)
+                for wanted in progress[-1].wanted
+                for seed in wanted.seeds
+            }
+            new = {key: trial for key, trial in asked.items() if key not in needed}
+            is_affordable = is_affordable and (not new or can_afford(reserved + len(new)))
+            if is_affordable and asked:
+                needed |= new
+                reserved += max(ladder.most_trials_left(), len(new))
+        return tuple(needed.values()), _Ladders(
+            candidates=candidates, progress=tuple(progress), places=places
+        )
+
+    # -------------------------------------------------------------------------- the looks
+
+    def _judge(
+        self,
+        rows: Sequence[TrialRow],
+        ladders: _Ladders,
+        results: Results,
+        can_afford: Callable[[int], bool],
+    ) -> Need | Verdict:
+        """Take the first look, and the second where one is due."""
+        num_seeds = self._confirm.seeds
+        seeds_of: dict[str, Sequence[int]] = dict.fromkeys(ladders.confirmed_ids, range(num_seeds))
+        base_ids = [rung.config_id for rung in ladders.bases]
+        first = take_look(
+            rows_of_look(rows, num_seeds),
+            self._study,
+            results,
+            rungs=ladders.confirmed,
+            seeds_of=seeds_of,
+            competing=base_ids,
+        )
+        end = self._end_of_look(rows, first, ladders)
+        if end is not None:
+            return end
+        second = range(num_seeds, 2 * num_seeds)
+        going_on = [rung for rung in ladders.bases if rung.config_id in first.met_ids]
+        wanted = [
+            (rung, seed)
+            for rung in going_on
+            for seed in results.unfinished(rung.config_id, second)
+        ]
+        # Once a seed of the second look has ended there are two looks, whatever is left of the
+        # budget: going back to the alpha of a single look would be a third.
+        has_begun = len(wanted) < len(going_on) * len(second)
+        can_go_on = not wanted or can_afford(len(wanted))
+        alpha = ALPHA_TWO_LOOKS if has_begun or can_go_on else ALPHA_ONE_LOOK
+        choice = first.choose(alpha)
+        is_settled = choice.reason is not ChoiceReason.TIED or choice.is_close
+        if is_settled or alpha == ALPHA_ONE_LOOK:
+            return self._stable(rows, first, choice, ladders)
+        if wanted and can_go_on:
+            return Need(trials=tuple(_trial(rung, seed, ladders.places) for rung, seed in wanted))
+        for rung in going_on:
+            ended = set(second).difference(seed for other, seed in wanted if other is rung)
+            seeds_of[rung.config_id] = (*range(num_seeds), *sorted(ended))
+        last = take_look(
+            rows,
+            self._study,
+            results,
+            rungs=ladders.confirmed,
+            seeds_of=seeds_of,
+            competing=first.met_ids,
+        )
+        end = self._end_of_look(rows, last, ladders)
+        if end is not None:
+            return end
+        if wanted:
+            return self._cut_short(rows, first, last, ladders)
+        return self._stable(rows, last, last.choose(alpha), ladders)
+
+    def _end_of_look(
+        self, rows: Sequence[TrialRow], look: Look, ladders: _Ladders
+    ) -> Verdict | None:
+        """Return the verdict of a look that leaves nothing to choose from."""
+        unfinished = ladders.unfinished
+        if not look.measure.has_signal:
+            return verdicts.no_signal(
+                rows,
+                self._space,
+                look.measure,
+                confirmed=ladders.confirmed_ids,
+                unfinished=unfinished,
+            )
+        if not look.met:
+            return verdicts.none_met_the_bar(rows, self._space, look, unfinished=unfinished)
+        return None
+
+    def _stable(
+        self, rows: Sequence[TrialRow], look: Look, choice: Choice, ladders: _Ladders
+    ) -> Verdict:
+        return verdicts.stable(rows, self._space, look, choice, unfinished=ladders.unfinished)
+
+    def _cut_short(
+        self, rows: Sequence[TrialRow], first: Look, last: Look, ladders: _Ladders
+    ) -> Verdict:
+        """Keep what the first look showed, without those that new seeds have ruled out."""
+        still = tuple(one for one in first.met if one.config_id in last.met_ids)
+        look = replace(first, met=still)
+        return verdicts.stable(
+            rows,
+            self._space,
+            look,
+            look.choose(ALPHA_TWO_LOOKS),
+            unfinished=ladders.unfinished,
+            more=(verdicts.CUT_SHORT,),
+        )
+
+
+def _trial(rung: Rung, seed_index: int, places: Mapping[str, tuple[str, int]]) -> ConfirmTrial:
+    candidate_id, octave = places[rung.config_id]
+    return ConfirmTrial(
+        settings=rung.settings,
+        config_id=rung.config_id,
+        candidate_id=candidate_id,
+        octave=octave,
+        seed_index=seed_index,
+    )
+
+
+def _places(grids: Sequence[Grid]) -> dict[str, tuple[str, int]]:
+    """Say to which candidate's ladder, and where on it, each configuration belongs."""
+    places: dict[str, tuple[str, int]] = {}
+    for grid in grids:  # the better candidate first
+        for octave in range(grid.lowest - 1, grid.octaves + 1):
+            place = (grid.candidate.config_id, octave)
+            places.setdefault(grid.rung(octave).config_id, place)
+    return places

@@ -1,0 +1,189 @@
+"""Ray Tune at work: asks for trials, runs them on reused workers, hands back what they became.
+
+Nothing here decides anything about a study: a `TrialSource` says which trial comes next and is
+told how each ended. Ray's own experiment state is disposable.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from stability_search.errors import InfrastructureError
+from stability_search.search.source import Signals, TrialSource
+
+REPORT_S = 1.0  # a trial reports its progress about so often
+MAX_REPORTS_PER_S = 25.0  # of the whole study
+OBJECT_STORE_BYTES = 128 * 2**20  # step records are small, and containers have little of it
+
+_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What a study runs on.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        num_slots: Trials at once.
+        cpu_per_trial: CPU cores of a trial.
+        gpu_per_trial: GPUs of a trial.
+    """
+
+    device: str
+    num_slots: int
+    cpu_per_trial: float
+    gpu_per_trial: float
+
+
+@contextlib.contextmanager
+def output_to(log: Path) -> Iterator[None]:
+    """Send what Ray and its workers print to a log: standard output and error are ours."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, target in zip(kept, (1, 2), strict=True):
+            os.dup2(descriptor, target)
+            os.close(descriptor)
+
+
+class Cluster:
+    """A Ray to run trials on: one of our own on this machine, or one that is there already.
+
+    Args:
+        address: Address of a cluster; None starts a local one and ends it afterwards.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address
+        self._folder = Path(tempfile.mkdtemp(prefix="stability-"))
+
+    def __enter__(self) -> Self:
+        """Start or join it.
+
+        Raises:
+            InfrastructureError: Ray does not start or does not answer.
+        """
+        os.environ.update(_ENVIRONMENT)
+        import ray
+
+        kwargs: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        if self._address is None:
+            kwargs |= {
+                "address": "local",
+                "include_dashboard": False,
+                "_temp_dir": str(self._folder),
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "num_cpus": len(os.sched_getaffinity(0)),
+            }
+        else:
+            kwargs["address"] = self._address
+        try:
+            ray.init(**kwargs)
+        except Exception as error:
+            self._remove_folder()
+            where = self._address or "this machine"
+            raise InfrastructureError(
+                f"ray: it did not start on {where}: {error}",
+                hint="`stability-search doctor` checks what it needs.",
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave it; end it and remove its files where it was ours."""
+        import ray
+
+        ray.shutdown()
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def storage(self) -> Path:
+        """Where Ray Tune may keep what nobody reads."""
+        return self._folder / "tune"
+
+    def resources(self) -> Mapping[str, float]:
+        """Return what all nodes together offer."""
+        import ray
+
+        offered: dict[str, float] = ray.cluster_resources()
+        return offered
+
+
+def drive(
+    source: TrialSource,
+    *,
+    cluster: Cluster,
+    machine: Machine,
+    folder: Path,
+    signals: Signals,
+) -> None:
+    """Run trials until the source is over.
+
+    Args:
+        source: Says what to run.
+        cluster: Where; entered.
+        machine: What a trial occupies and how many run at once.
+        folder: Where relative paths of the task start from.
+        signals: Checked several times a second.
+
+    Raises:
+        Interrupted: A signal arrived.
+        Exception: Whatever the source raises.
+    """
+    from ray import tune
+
+    from stability_search.search.trainable import TrialTrainable
+    from stability_search.search.tune_bridge import Bridge, SourceSearcher
+
+    bridge = Bridge(source, signals)
+    searcher = SourceSearcher(
+        bridge,
+        common={
+            "folder": str(folder),
+            "import_path": str(Path.cwd()),
+            "num_threads": max(1, int(machine.cpu_per_trial)),
+            "report_s": max(REPORT_S, machine.num_slots / MAX_REPORTS_PER_S),
+        },
+    )
+    tune.run(
+        tune.with_resources(
+            TrialTrainable, {"cpu": machine.cpu_per_trial, "gpu": machine.gpu_per_trial}
+        ),
+        name="trials",
+        storage_path=str(cluster.storage),
+        search_alg=searcher,
+        num_samples=-1,
+        max_concurrent_trials=machine.num_slots,
+        reuse_actors=True,
+        callbacks=[bridge],
+        max_failures=0,
+        raise_on_failed_trial=False,
+        verbose=0,
+        trial_name_creator=lambda trial: trial.trial_id,
+        trial_dirname_creator=lambda trial: trial.trial_id,
+    )

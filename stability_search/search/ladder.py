@@ -1,0 +1,273 @@
+"""How far one candidate's ladder has come: what it needs next, and its base.
+
+  up      2 seeds at LR, 2*LR, 4*LR, ... up to K doublings, until one is dead
+  down    2 seeds at LR/2, LR/4, ... until a rung meets the bar and S no longer rises
+  base    of the rungs in range, the highest S that meets the bar (if none, the highest S)
+  seeds   the base gets all; if it then misses the bar, the next rung down does; once
+
+Every function here is one of the finished trials alone, and a trial that is asked for once is
+asked for in whatever order the others finish: so neither resuming nor parallel running changes
+what is run.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from stability_search.records import Outcome, Stage, TrialRow
+from stability_search.scoring import S_V1, StabilityScore, stability_score
+from stability_search.search.candidates import Grid, Rung
+from stability_search.settings import ConfirmSettings
+
+MAX_ATTEMPTS = 3  # an `infrastructure` end is retried twice
+LADDER_SEEDS = 2  # seeds of a rung that is not the base
+
+TrialKey = tuple[str, int]  # config_id, seed_index
+
+
+def finished_trials(rows: Iterable[TrialRow]) -> dict[TrialKey, TrialRow]:
+    """Return the row that counts for every confirm trial that will not be tried again.
+
+    Args:
+        rows: Finished trials of every stage and attempt, in any order.
+
+    Returns:
+        One row for each configuration and seed: its result, or else the last attempt, if that
+        was a `user_error` or the last one allowed.
+    """
+    last: dict[TrialKey, TrialRow] = {}
+    for row in sorted(rows, key=lambda row: (row.summary.outcome.is_result, row.attempt)):
+        if row.stage is Stage.CONFIRM:
+            last[row.config_id, row.seed_index] = row
+    return {
+        key: row
+        for key, row in last.items()
+        if row.summary.outcome is not Outcome.INFRASTRUCTURE or row.attempt >= MAX_ATTEMPTS
+    }
+
+
+def ladder_seeds(confirm: ConfirmSettings) -> tuple[int, ...]:
+    """Return the seeds every rung gets: the first two, or the only one."""
+    return tuple(range(min(LADDER_SEEDS, confirm.seeds)))
+
+
+class Results:
+    """Finished confirm trials by configuration and seed, as scored by one yardstick.
+
+    Args:
+        finished: What `finished_trials` returned.
+        score: q of a trial; None if its end says nothing about the configuration.
+    """
+
+    def __init__(
+        self,
+        finished: Mapping[TrialKey, TrialRow],
+        score: Callable[[TrialRow], float | None],
+    ) -> None:
+        self._finished = finished
+        self._score = score
+
+    def unfinished(self, config_id: str, seeds: Sequence[int]) -> tuple[int, ...]:
+        """Return those of the seeds that have not ended for good."""
+        return tuple(seed for seed in seeds if (config_id, seed) not in self._finished)
+
+    def num_finished(self, config_id: str, seeds: Sequence[int]) -> int:
+        """Count those of the seeds that have ended for good."""
+        return len(seeds) - len(self.unfinished(config_id, seeds))
+
+    def missing(self, config_id: str, seeds: Sequence[int]) -> frozenset[int]:
+        """Return the seeds that ended for good without a result."""
+        return frozenset(
+            seed
+            for seed in seeds
+            if (row := self._finished.get((config_id, seed))) is not None
+            and not row.summary.outcome.is_result
+        )
+
+    def qs(self, config_id: str, seeds: Sequence[int]) -> tuple[float, ...]:
+        """Return q of those of the seeds that have one."""
+        rows = (self._finished.get((config_id, seed)) for seed in seeds)
+        scores = (self._score(row) for row in rows if row is not None)
+        return tuple(q for q in scores if q is not None)
+
+    def all_alive(self, config_id: str, seeds: Sequence[int]) -> bool:
+        """Say whether every one of the seeds completed with q >= 1/2; a missing one did not."""
+        qs = self.qs(config_id, seeds)  # q of a trial that did not complete is 0
+        return len(qs) == len(seeds) and all(q >= S_V1.alive_q for q in qs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """Seeds of one rung that are needed now and have not ended; asked for together.
+
+    Attributes:
+        rung: The configuration.
+        seeds: Their positions among the stage's seeds, rising, not empty.
+    """
+
+    rung: Rung
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a ladder has come.
+
+    Attributes:
+        wanted: What it needs now; empty once it has ended.
+        base: Its base with all seeds; None until then.
+        outgrown: An earlier base that missed the bar with all seeds; None if there was none.
+    """
+
+    wanted: tuple[Wanted, ...] = ()
+    base: Rung | None = None
+    outgrown: Rung | None = None
+
+
+class Ladder:
+    """The rungs of one candidate that have been climbed so far.
+
+    Args:
+        grid: The learning rates around the candidate.
+        confirm: Seeds, octaves and the margin asked for.
+        results: Finished trials; more of them only move the ladder on.
+    """
+
+    def __init__(self, grid: Grid, confirm: ConfirmSettings, results: Results) -> None:
+        self._grid = grid
+        self._confirm = confirm
+        self._results = results
+        self._pair = ladder_seeds(confirm)
+        self._all = tuple(range(confirm.seeds))
+        self._climbed: set[int] = set()
+
+    def progress(self) -> Progress:
+        """Say what the ladder needs now, or that it has its base."""
+        if self._grid.has_one_base:
+            return self._progress_of_one_base()
+        up = self._climb_up()
+        down = self._climb_down(is_up_done=not up)
+        if up or down:
+            return Progress(wanted=(*up, *down))
+        return self._fill(self._choose_base())
+
+    def _progress_of_one_base(self) -> Progress:
+        """Run all seeds beside the way up, since nothing else can become the base."""
+        base = self._grid.rung(0)
+        missing = self._results.unfinished(base.config_id, self._all)
+        seeds = (Wanted(rung=base, seeds=missing),) if missing else ()
+        up = tuple(wanted for wanted in self._climb_up() if wanted.rung is not base)
+        if seeds or up:
+            return Progress(wanted=(*seeds, *up))
+        return Progress(base=base)
+
+    def _want(self, octave: int, seeds: Sequence[int]) -> tuple[Wanted, ...]:
+        rung = self._grid.rung(octave)
+        missing = self._results.unfinished(rung.config_id, seeds)
+        return (Wanted(rung=rung, seeds=missing),) if missing else ()
+
+    def _climb_up(self) -> tuple[Wanted, ...]:
+        """Walk up to the first rung that is not finished; none once the way up has ended."""
+        for octave in range(self._grid.octaves + 1):
+            wanted = self._want(octave, self._pair)
+            if wanted:
+                return wanted
+            self._climbed.add(octave)
+            if self._is_dead(octave):
+                break
+        return ()
+
+    def _climb_down(self, *, is_up_done: bool) -> tuple[Wanted, ...]:
+        """Walk down likewise; the first rung below is needed whatever the others show."""
+        for octave in range(-1, self._grid.lowest - 1, -1):
+            wanted = self._want(octave, self._pair)
+            if wanted:
+                return wanted
+            self._climbed.add(octave)
+            if not is_up_done or self._is_settled(octave):
+                break  # while rungs above are missing, S of this one is not known
+        return ()
+
+    def _is_dead(self, octave: int) -> bool:
+        qs = self._results.qs(self._grid.rung(octave).config_id, self._pair)
+        return not qs or fmean(qs) < S_V1.dead_q
+
+    def _is_settled(self, octave: int) -> bool:
+        """Say whether the bar is met somewhere and S did not rise on the last rung down."""
+        rises = self._score(octave).score > self._score(octave + 1).score
+        return not rises and any(self._meets_bar(rung, self._pair) for rung in self._options())
+
+    def _options(self) -> list[Rung]:
+        """Return the climbed rungs that may become the base."""
+        rungs = (self._grid.rung(octave) for octave in sorted(self._climbed))
+        return [rung for rung in rungs if rung.is_in_range]
+
+    def _score(self, octave: int, seeds: Sequence[int] | None = None) -> StabilityScore:
+        """Score a rung by its seeds (the ladder's two by default) and the two of those above."""
+        above = range(octave + 1, octave + self._grid.octaves + 1)
+        rungs = [
+            self._results.qs(self._grid.rung(o).config_id, self._pair) or None
+            if o in self._climbed
+            else None
+            for o in above
+        ]
+        own = self._results.qs(self._grid.rung(octave).config_id, seeds or self._pair)
+        return stability_score(own, rungs, self._grid.octaves)
+
+    def _meets_bar(self, rung: Rung, seeds: Sequence[int]) -> bool:
+        if not self._results.all_alive(rung.config_id, seeds):
+            return False
+        if self._grid.octaves == 0:
+            return True
+        return self._score(rung.octave, seeds).margin_octaves >= self._confirm.min_margin
+
+    def _choose_base(self) -> Rung:
+        """Return the highest S that meets the bar, at a tie the lowest rate; if none, S alone."""
+        options = self._options()
+        met = [rung for rung in options if self._meets_bar(rung, self._pair)]
+        if met:
+            return max(met, key=lambda rung: (self._score(rung.octave).score, -rung.octave))
+        return max(
+            options,
+            key=lambda rung: (self._score(rung.octave).score, -abs(rung.octave), -rung.octave),
+        )
+
+    def _fill(self, base: Rung) -> Progress:
+        """Give the base all seeds, and if it then misses the bar the next rung down; once."""
+        wanted = self._want(base.octave, self._all)
+        if wanted:
+            return Progress(wanted=wanted)
+        below = self._grid.rung(base.octave - 1)
+        if self._meets_bar(base, self._all) or not below.is_in_range:
+            return Progress(base=base)
+        wanted = self._want(below.octave, self._all)
+        if wanted:
+            return Progress(wanted=wanted, outgrown=base)
+        return Progress(base=below, outgrown=base)
+
+    def most_trials_left(self) -> int:
+        """Bound from above how many more trials the ladder needs to end, >= 0."""
+        octaves = range(self._grid.lowest - 1, self._grid.octaves + 1)
+        finished = sum(
+            self._results.num_finished(self._grid.rung(octave).config_id, self._all)
+            for octave in octaves
+        )
+        most = most_trials(-self._grid.lowest, self._confirm, has_one_base=self._grid.has_one_base)
+        return max(0, most - finished)
+
+
+def most_trials(below: int, confirm: ConfirmSettings, *, has_one_base: bool) -> int:
+    """Bound the trials of one ladder from above.
+
+    Args:
+        below: Rungs below the candidate, >= 0.
+        confirm: Seeds and octaves.
+        has_one_base: True if no other learning rate is allowed.
+
+    Returns:
+        Trials, >= 1, if no rung is dead, none is shared and the fallback is needed.
+    """
+    pair = len(ladder_seeds(confirm))
+    rungs = pair * (1 + below + confirm.octaves)
+    fill = confirm.seeds - pair
+    return rungs + fill + (0 if has_one_base else confirm.seeds)

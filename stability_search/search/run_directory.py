@@ -1,0 +1,405 @@
+"""A study's directory: the name of every file in it, how it begins, and who may write to it."""
+
+import contextlib
+import difflib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from stability_search.errors import StoppedEarlyError, UsageError
+from stability_search.files import cannot_write, remove_parts, write_whole
+from stability_search.records import Json
+from stability_search.space import Space
+
+DEFAULT_PARENT = Path("reports")
+_PACKAGES = (
+    "stability-search", "torch", "ray", "optuna", "numpy", "scipy", "pandas", "pyarrow",
+    "sqlalchemy", "plotly", "pydantic", "ruamel.yaml",
+)  # fmt: skip
+_MAX_DIFFERENCE_LINES = 40
+
+# Measured: steps/ 45 to 60 bytes a step, a ledger row 4 KiB and 60 bytes a step; half as much
+# again for the journal and the tables.
+_BYTES_PER_TRIAL = 24 * 1024
+_BYTES_PER_STEP = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunDirectory:
+    """Where the files of one study are; the names stand here and nowhere else.
+
+    Attributes:
+        path: The directory.
+    """
+
+    path: Path
+
+    @property
+    def space(self) -> Path:
+        """The space, with `--set` applied."""
+        return self.path / "space.yaml"
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger, the only truth."""
+        return self.path / "study.db"
+
+    @property
+    def steps(self) -> Path:
+        """Folder of the step files."""
+        return self.path / "steps"
+
+    @property
+    def trials_parquet(self) -> Path:
+        """A row per trial."""
+        return self.path / "trials.parquet"
+
+    @property
+    def trials_csv(self) -> Path:
+        """The same for spreadsheets."""
+        return self.path / "trials.csv"
+
+    @property
+    def configurations_parquet(self) -> Path:
+        """A row per configuration."""
+        return self.path / "configurations.parquet"
+
+    @property
+    def configurations_csv(self) -> Path:
+        """The same for spreadsheets."""
+        return self.path / "configurations.csv"
+
+    @property
+    def report_html(self) -> Path:
+        """The report as one page."""
+        return self.path / "report.html"
+
+    @property
+    def report_md(self) -> Path:
+        """The report as text."""
+        return self.path / "report.md"
+
+    @property
+    def report_json(self) -> Path:
+        """The report for programs."""
+        return self.path / "report.json"
+
+    @property
+    def best(self) -> Path:
+        """The choice as a space file; only where there is one."""
+        return self.path / "best.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device, seeds and command."""
+        return self.path / "environment.json"
+
+    @property
+    def log(self) -> Path:
+        """What workers and Ray printed."""
+        return self.path / "run.log"
+
+    def step_file(self, trial_id: str, attempt: int = 1) -> Path:
+        """Return the step file of one attempt of a trial.
+
+        Args:
+            trial_id: A plain file name.
+            attempt: 1, or more after an `infrastructure` end.
+        """
+        name = trial_id if attempt == 1 else f"{trial_id}-attempt{attempt}"
+        return self.steps / f"{name}.parquet"
+
+
+def default_path(name: str, now: datetime) -> Path:
+    """Return where a study goes when nobody says: `reports/<name>-<UTC time>`.
+
+    Args:
+        name: Name of the study.
+        now: The time, in UTC.
+
+    Returns:
+        A path at which nothing is yet.
+    """
+    path = DEFAULT_PARENT / f"{name}-{now:%Y%m%dT%H%M%SZ}"
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def create(
+    path: Path, space: Space, *, facts: Mapping[str, Json], environment: Mapping[str, Json]
+) -> RunDirectory:
+    """Begin a run directory: space, task file, environment; the ledger comes after.
+
+    Args:
+        path: The directory; made if missing, else it must be empty.
+        space: The study's space.
+        facts: What `study_facts` returned; kept in `environment.json` too, so that a lost ledger
+            can be made again.
+        environment: What `describe_environment` returned.
+
+    Raises:
+        UsageError: A study, or anything else, is there already; or the directory cannot be made.
+        StoppedEarlyError: The disk is full.
+    """
+    run = RunDirectory(path=path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{path}: the run directory cannot be made: {error.strerror}.",
+            hint="Choose another with --output.",
+        ) from error
+    with lock(run):
+        _refuse_used(run)
+        write_whole(run.environment, as_json({**environment, "study": with_tilde(dict(facts))}))
+        _copy_task_file(run, space)
+        write_whole(run.space, _text_beside_task(space))
+        try:
+            run.steps.mkdir()
+        except OSError as error:
+            raise cannot_write(run.steps, error) from error
+    return run
+
+
+def open_run(path: Path) -> RunDirectory:
+    """Return the run directory at a path.
+
+    Raises:
+        UsageError: There is none.
+    """
+    run = RunDirectory(path=path)
+    if not run.space.is_file():
+        raise UsageError(
+            f"{path}: no run directory: it must hold {run.space.name}.",
+            hint="Give the directory that `run` printed.",
+        )
+    return run
+
+
+@contextlib.contextmanager
+def lock(run: RunDirectory) -> Iterator[None]:
+    """Be the only writer of a run directory; killed writers' leftovers are removed.
+
+    The lock is the kernel's: it ends with the process, however that ends, and leaves no file.
+
+    Raises:
+        UsageError: Another process holds it, or there is no such directory.
+    """
+    try:
+        descriptor = os.open(run.path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UsageError(f"{run.path}: no run directory: {error.strerror}.") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{run.path}: locked run: another process is writing to it.",
+                hint="Wait until it ends, or stop it.",
+            ) from error
+        for folder in (run.path, run.steps):
+            with contextlib.suppress(OSError):  # a read-only directory is named when it matters
+                remove_parts(folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def study_facts(space: Space) -> dict[str, Json]:
+    """Return what the ledger keeps of a space: enough to refuse a changed one on resume.
+
+    Raises:
+        UsageError: The task's file cannot be read.
+    """
+    return {
+        "name": space.study.name,
+        "seed": space.study.seed,
+        "space_text": _text_beside_task(space),
+        "original_folder": str(space.folder),
+        "original_task_file": space.task.file,
+        "task_file": _name_beside_space(space),
+        "task_sha256": task_sha256(Path(space.task.file)) if space.task.file else "",
+        "versions": dict(_versions()),
+    }
+
+
+def facts_of_environment(run: RunDirectory) -> dict[str, Json] | None:
+    """Return the facts as `environment.json` keeps them; None where it cannot be read."""
+    try:
+        facts = json.loads(run.environment.read_text())["study"]
+        home = str(Path.home())
+        return {
+            key: re.sub(r"^~(?=/|$)", lambda _: home, value) if isinstance(value, str) else value
+            for key, value in facts.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def task_sha256(path: Path) -> str:
+    """Return the hash of a task's file.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: the task's file cannot be read: {error.strerror}.") from error
+
+
+def refuse_changed_task(run: RunDirectory, facts: Mapping[str, Json]) -> None:
+    """Refuse to go on with another task than the study began with.
+
+    Both the copy beside `space.yaml` and, where it still exists, the file it was copied from
+    must be as they were.
+
+    Args:
+        run: The run directory.
+        facts: The facts its ledger keeps.
+
+    Raises:
+        UsageError: A file changed or the copy is gone; shows the difference.
+    """
+    if not facts["task_sha256"]:
+        return
+    copy, original = run.path / str(facts["task_file"]), Path(str(facts["original_task_file"]))
+    is_copy_intact = task_sha256(copy) == facts["task_sha256"]
+    has_original = original.is_file()
+    if is_copy_intact and (not has_original or task_sha256(original) == facts["task_sha256"]):
+        return
+    changed = original if is_copy_intact else copy
+    raise UsageError(
+        f"{changed}: the task changed since the study began.\n{_difference(copy, original)}",
+        hint="Undo the change, or start a new study with `run`.",
+    )
+
+
+def describe_environment(
+    *, command: Sequence[str], device: str, seeds: Mapping[str, int]
+) -> dict[str, Json]:
+    """Return what `environment.json` holds: no environment variables, home shown as `~`.
+
+    Args:
+        command: The command line, program first.
+        device: Device of the trials, as reports name it.
+        seeds: Every seed of the study by purpose.
+    """
+    description: dict[str, Json] = {
+        "command": shlex.join(command),
+        "device": device,
+        "seeds": dict(seeds),
+        "versions": dict(_versions()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+    }
+    return with_tilde(description)
+
+
+def with_tilde(values: Mapping[str, Json]) -> dict[str, Json]:
+    """Show the home directory as `~` in every text of a flat mapping."""
+    home = str(Path.home())
+    if home in {"", "/"}:
+        return dict(values)
+    pattern = re.compile(re.escape(home) + r"(?![\w.-])")
+    return {
+        key: pattern.sub("~", value) if isinstance(value, str) else value
+        for key, value in values.items()
+    }
+
+
+def require_free_space(run: RunDirectory, *, num_trials: int, num_steps: int) -> None:
+    """Stop before the start if the disk cannot hold the study.
+
+    Args:
+        run: The run directory.
+        num_trials: Trials to come, all stages together.
+        num_steps: Optimizer steps to come, all trials together.
+
+    Raises:
+        StoppedEarlyError: Names what is free and what is needed.
+    """
+    needed = num_trials * _BYTES_PER_TRIAL + num_steps * _BYTES_PER_STEP
+    status = os.statvfs(run.path)
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise StoppedEarlyError(
+            f"{run.path}: {free / 2**20:.0f} MiB are free, but {num_trials} trials of together "
+            f"{num_steps} steps need about {needed / 2**20:.0f} MiB.",
+            hint="Free some space, or choose another disk with --output.",
+        )
+
+
+def _refuse_used(run: RunDirectory) -> None:
+    if run.space.exists() or run.ledger.exists():
+        raise UsageError(
+            f"{run.path}: a study is there already.",
+            hint=f"Go on with it by `stability-search resume {shlex.quote(str(run.path))}`.",
+        )
+    if any(run.path.iterdir()):
+        raise UsageError(f"{run.path}: the directory is not empty.", hint="Choose another one.")
+
+
+def _name_beside_space(space: Space) -> str:
+    """Return the task file's place in the run directory; empty for a task in a module."""
+    if not space.task.file:
+        return ""
+    written = Path(space.task_name.rpartition(":")[0])
+    is_inside = not written.is_absolute() and ".." not in written.parts
+    return str(written) if is_inside else written.name
+
+
+def _text_beside_task(space: Space) -> str:
+    """Return the space's text; a task file from outside its folder is named as its copy."""
+    written, _, class_name = space.task_name.rpartition(":")
+    name = _name_beside_space(space)
+    if not name or name == str(Path(written)):
+        return space.text
+    line = re.compile(rf"^(task\s*:\s*[\"']?){re.escape(space.task_name)}", re.MULTILINE)
+    return line.sub(lambda found: f"{found.group(1)}./{name}:{class_name}", space.text, count=1)
+
+
+def _copy_task_file(run: RunDirectory, space: Space) -> None:
+    if not space.task.file:
+        return
+    copy = run.path / _name_beside_space(space)
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        content = Path(space.task.file).read_bytes()
+    except OSError as error:
+        raise cannot_write(copy, error) from error
+    write_whole(copy, content)
+
+
+def _difference(copy: Path, original: Path) -> str:
+    before, after = (
+        path.read_text(errors="replace").splitlines() if path.is_file() else []
+        for path in (copy, original)
+    )
+    lines = list(difflib.unified_diff(before, after, str(copy), str(original), lineterm="", n=1))
+    if len(lines) > _MAX_DIFFERENCE_LINES:
+        lines = [*lines[:_MAX_DIFFERENCE_LINES], f"... {len(lines) - _MAX_DIFFERENCE_LINES} more"]
+    return "\n".join(lines)
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield package, importlib.metadata.version(package)
+
+
+def as_json(value: Mapping[str, Json]) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"

@@ -1,0 +1,183 @@
+"""Between Ray Tune's hooks and a `TrialSource`."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.tune import Callback
+from ray.tune.search import Searcher
+
+from stability_search.records import Outcome, TrialSummary
+from stability_search.search.request import TrialRequest
+from stability_search.search.source import Signals, TrialSource
+from stability_search.search.trainable import WATCHDOG_GRACE_S
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+DRIVER_GRACE_S = 15.0  # after a trial's limit, when its own clock and watchdog have failed
+_CLOCK_SLACK_S = 1.0  # the driver hears of a start a little late
+
+
+@dataclass(kw_only=True, slots=True)
+class _Running:
+    request: TrialRequest
+    node: str = ""
+    pid: int = 0
+    started: float = 0.0
+    steps: bytes | None = None
+    num_steps: int = 0
+    has_ended: bool = False
+    was_killed: bool = False
+
+
+class Bridge(Callback):
+    """Hears what Tune's trials report.
+
+    Args:
+        source: Is told.
+        signals: Checked after every event of Tune.
+    """
+
+    def __init__(self, source: TrialSource, signals: Signals) -> None:
+        self._source = source
+        self._signals = signals
+        self._running: dict[str, _Running] = {}
+
+    # -- asked by the searcher ---------------------------------------------------------------
+
+    def next_request(self, ray_id: str) -> TrialRequest | None:
+        """Return the next trial; None where there is none now."""
+        request = self._source.next_trial()
+        if request is not None:
+            self._running[ray_id] = _Running(request=request)
+        return request
+
+    @property
+    def is_over(self) -> bool:
+        """True once no further trial will come."""
+        return self._source.is_over
+
+    # -- Tune's hooks ------------------------------------------------------------------------
+
+    def setup(self, **_: Any) -> None:  # noqa: ANN401 - Tune's
+        """Take the signals back: Tune has just taken them."""
+        self._signals.install()
+
+    def on_step_end(self, **_: Any) -> None:  # noqa: ANN401 - Tune's
+        """Stop where somebody asked, and kill what neither clock nor watchdog could."""
+        self._signals.check()
+        for running in self._running.values():
+            limit = running.request.config.timeout_s + DRIVER_GRACE_S
+            if running.started and not running.was_killed and _age_s(running) > limit:
+                self._kill(running)
+
+    def on_trial_start(self, trial: "Trial", **_: Any) -> None:  # noqa: ANN401 - Tune's
+        """Note when a worker took the trial, and where."""
+        running = self._running[trial.trial_id]
+        running.started = time.monotonic()
+        running.node = str(trial.node_ip or "")
+        self._source.trial_started(running.request, running.node)
+
+    def on_trial_result(self, trial: "Trial", result: dict[str, Any], **_: Any) -> None:  # noqa: ANN401
+        """Take a report; the blob is taken out, or Tune would keep it."""
+        running = self._running[trial.trial_id]
+        payload = result.pop("payload", None)
+        running.node = str(result.get("hostname") or running.node)
+        running.pid = int(result.get("pid") or 0)
+        kind = result.get("kind")
+        if kind == "progress":
+            progress = json.loads(payload)
+            running.num_steps = progress["step"]
+            self._source.trial_progressed(running.request, progress)
+        elif kind == "steps":
+            running.steps = payload
+        elif kind == "summary":
+            self._end(running, TrialSummary.from_json(json.loads(payload)))
+
+    def on_trial_complete(self, trial: "Trial", **_: Any) -> None:  # noqa: ANN401 - Tune's
+        """Forget the trial."""
+        self._running.pop(trial.trial_id, None)
+
+    def on_trial_error(self, trial: "Trial", **_: Any) -> None:  # noqa: ANN401 - Tune's
+        """Name the end of a trial whose worker is gone."""
+        running = self._running.pop(trial.trial_id)
+        if running.has_ended:  # a dirty process gave itself up after its summary
+            return
+        outcome, reason = self._name_loss(running, trial)
+        config = running.request.config
+        summary = TrialSummary(
+            outcome=outcome,
+            reason=reason,
+            num_planned_steps=config.num_planned_steps,
+            num_steps=running.num_steps,
+            wall_s=_age_s(running) if running.started else 0.0,
+            device=config.device,
+        )
+        self._end(running, summary)
+
+    # ----------------------------------------------------------------------------------------
+
+    def _end(self, running: _Running, summary: TrialSummary) -> None:
+        running.has_ended = True
+        self._source.trial_ended(running.request, summary, running.steps, running.node)
+
+    def _name_loss(self, running: _Running, trial: "Trial") -> tuple[Outcome, str]:
+        limit = running.request.config.timeout_s
+        is_late = (
+            running.started and _age_s(running) >= limit + WATCHDOG_GRACE_S - _CLOCK_SLACK_S
+        )
+        if running.was_killed or is_late:
+            return Outcome.TIMED_OUT, f"over {limit:g} s; its process had to be killed"
+        error = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            return Outcome.OUT_OF_MEMORY, "ended by Ray's memory monitor"
+        text = str(error).strip().splitlines() if error is not None else []
+        return Outcome.INFRASTRUCTURE, (text[0] if text else "its worker died")[:300]
+
+    def _kill(self, running: _Running) -> None:
+        running.was_killed = True
+        if running.pid and running.node == os.uname().nodename:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(running.pid, signal.SIGKILL)
+
+
+def _age_s(running: _Running) -> float:
+    return time.monotonic() - running.started
+
+
+class SourceSearcher(Searcher):
+    """Gives Tune the source's trials, one configuration each.
+
+    Args:
+        bridge: Asked for the next trial.
+        common: What every worker must know.
+    """
+
+    def __init__(self, bridge: Bridge, *, common: dict[str, Any]) -> None:
+        super().__init__(metric=None, mode="max")
+        self._bridge = bridge
+        self._common = common
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next trial's configuration, None to wait, or that there is no more."""
+        request = self._bridge.next_request(trial_id)
+        if request is not None:
+            return {**self._common, "order": request.to_text()}
+        return Searcher.FINISHED if self._bridge.is_over else None
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Do nothing: the bridge has heard already."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the ledger is the only truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: a study resumes from its ledger."""

@@ -1,0 +1,244 @@
+"""How a study can end, in the words of the report: one function for each end."""
+
+from collections.abc import Mapping, Sequence
+
+from stability_search.records import (
+    ChoiceReason,
+    Json,
+    Outcome,
+    Stage,
+    TrialRow,
+    Verdict,
+    VerdictKind,
+)
+from stability_search.search import caveats
+from stability_search.search.choice import Choice, by_closeness, by_score
+from stability_search.search.look import Look
+from stability_search.space import Space
+from stability_search.standing import ConfigurationStanding
+from stability_search.yardstick import Yardstick
+
+EXIT_STABLE = 0
+EXIT_NONE = 3
+EXIT_INCOMPLETE = 6
+
+CUT_SHORT = (
+    "The budget ended within the second look: its seeds decided only which configurations still "
+    "meet the bar."
+)
+ALONE = (
+    "No other configuration reached 80 % of the leader's score, but the paired test could not "
+    "separate it from all of them."
+)
+
+
+def _warnings(
+    rows: Sequence[TrialRow],
+    space: Space,
+    measure: Yardstick,
+    named: Sequence[Mapping[str, Json]],
+    *more: Sequence[str],
+) -> tuple[str, ...]:
+    """Collect what must be said beside a verdict that names these configurations."""
+    of_named = [r for r in rows if r.stage is Stage.CONFIRM and r.settings in named]
+    return caveats.joined(
+        (
+            *more,
+            measure.warnings,
+            caveats.scale_growth(named, space.study.confirm.steps),
+            caveats.half_precision_on_cpu(of_named),
+            caveats.order_of_proposals(space.study, has_space=space.has_space),
+            caveats.unobserved(rows),
+        )
+    )
+
+
+def _ids(standings: Sequence[ConfigurationStanding]) -> tuple[str, ...]:
+    return tuple(standing.config_id for standing in standings)
+
+
+def _best_first(look: Look) -> tuple[str, ...]:
+    rest = [s for s in look.confirmed if s.config_id not in look.met_ids]
+    return _ids((*by_score(look.met), *by_closeness(rest)))
+
+
+def _fastest(met: Sequence[ConfigurationStanding]) -> ConfigurationStanding:
+    """Return the lowest last probe level; of equals the best score."""
+    infinite = float("inf")
+    return min(
+        by_score(met), key=lambda one: infinite if one.probe_last is None else one.probe_last
+    )
+
+
+def stable(  # noqa: PLR0913 - every argument is a fact of the verdict
+    rows: Sequence[TrialRow],
+    space: Space,
+    look: Look,
+    choice: Choice,
+    *,
+    unfinished: tuple[str, ...],
+    more: tuple[str, ...] = (),
+) -> Verdict:
+    """End with a choice.
+
+    Args:
+        rows: Every finished trial.
+        space: The study's space.
+        look: The last look.
+        choice: What it showed.
+        unfinished: Candidates whose confirmation did not end.
+        more: Warnings of the caller's.
+    """
+    fastest = _fastest(look.met)
+    named = [one.settings for one in (choice.chosen, fastest, *choice.tied)]
+    is_alone = choice.reason is ChoiceReason.TIED and len(choice.tied) == 1
+    return Verdict(
+        kind=VerdictKind.STABLE,
+        exit_code=EXIT_STABLE,
+        choice=choice.chosen.config_id,
+        choice_reason=choice.reason,
+        fastest=fastest.config_id,
+        tied=_ids(choice.tied),
+        confirmed=_best_first(look),
+        unfinished=unfinished,
+        warnings=_warnings(
+            rows,
+            space,
+            look.measure,
+            named,
+            caveats.few_seeds(choice.num_seeds),
+            (ALONE,) if is_alone else (),
+            more,
+        ),
+    )
+
+
+def none_met_the_bar(
+    rows: Sequence[TrialRow], space: Space, look: Look, *, unfinished: tuple[str, ...]
+) -> Verdict:
+    """End without a choice: what was confirmed missed the bar.
+
+    Args:
+        rows: Every finished trial.
+        space: The study's space.
+        look: The last look; at least one configuration was confirmed.
+        unfinished: Candidates whose confirmation did not end.
+    """
+    closest = by_closeness(look.confirmed)[0]
+    confirm = space.study.confirm
+    bar = "every seed completed with q >= 1/2"
+    if confirm.octaves:
+        bar += f" and a margin of at least {confirm.min_margin} in octaves of the learning rate"
+    return Verdict(
+        kind=VerdictKind.NONE,
+        exit_code=EXIT_NONE,
+        closest=closest.config_id,
+        confirmed=_best_first(look),
+        unfinished=unfinished,
+        missed=closest.missed,
+        reason=f"None of {len(look.confirmed)} confirmed configurations met the bar: {bar}.",
+        warnings=_warnings(
+            rows, space, look.measure, [closest.settings], caveats.few_seeds(confirm.seeds)
+        ),
+    )
+
+
+def no_signal(
+    rows: Sequence[TrialRow],
+    space: Space,
+    measure: Yardstick,
+    *,
+    confirmed: tuple[str, ...] = (),
+    unfinished: tuple[str, ...] = (),
+) -> Verdict:
+    """Refuse to rank: no trial learned more than the probe's noise.
+
+    Args:
+        rows: Every finished trial.
+        space: The study's space.
+        measure: Constants of the horizon without signal.
+        confirmed: Configurations that had all seeds, not ranked.
+        unfinished: Candidates whose confirmation did not end.
+    """
+    if measure.e0 is None:
+        why = "no finite probe loss says where learning starts"
+    elif measure.delta is None:
+        why = f"no sound trial ended below a probe loss of {measure.e0:.4g}, which is no progress"
+    else:
+        why = (
+            f"the best sound trial ended {measure.delta:.3g} below a probe loss of "
+            f"{measure.e0:.4g}, within the noise"
+        )
+    return Verdict(
+        kind=VerdictKind.NONE,
+        exit_code=EXIT_NONE,
+        confirmed=confirmed,
+        unfinished=unfinished,
+        reason=(
+            f"No signal over {measure.horizon} steps: {why}. Train longer or widen the range of "
+            "learning rates."
+        ),
+        warnings=_warnings(rows, space, measure, []),
+    )
+
+
+def no_candidate(rows: Sequence[TrialRow], space: Space, measure: Yardstick) -> Verdict:
+    """End without confirm: nothing in the search was worth it.
+
+    The closest is the highest value told to the sampler, then the most steps.
+
+    Args:
+        rows: Every finished trial.
+        space: The study's space.
+        measure: Constants of the search's horizon.
+    """
+    told = [
+        (-row.told_value, -row.summary.num_steps, row.index, row)
+        for row in rows
+        if row.stage is Stage.SEARCH and row.told_value is not None
+    ]
+    best = min(told, key=lambda one: one[:3])[3] if told else None
+    return Verdict(
+        kind=VerdictKind.NONE,
+        exit_code=EXIT_NONE,
+        closest=None if best is None else best.config_id,
+        missed=() if best is None else (_end_in_words(best),),
+        reason="No trial of the search completed with q > 0, so there was nothing to confirm.",
+        warnings=_warnings(rows, space, measure, [] if best is None else [best.settings]),
+    )
+
+
+def _end_in_words(row: TrialRow) -> str:
+    summary = row.summary
+    if summary.outcome is Outcome.COMPLETED:
+        return "completed, but with q = 0: it learned nothing or was not calm"
+    name = summary.outcome.replace("_", " ")
+    because = f" ({summary.reason})" if summary.reason else ""
+    return f"{name} after {summary.num_steps} of {summary.num_planned_steps} steps{because}"
+
+
+def incomplete(
+    rows: Sequence[TrialRow],
+    space: Space,
+    measure: Yardstick,
+    *,
+    confirmed: tuple[str, ...],
+    unfinished: tuple[str, ...],
+) -> Verdict:
+    """End without a verdict: the budget ended before the first candidate was confirmed.
+
+    Args:
+        rows: Every finished trial.
+        space: The study's space.
+        measure: Constants of the confirm horizon.
+        confirmed: Configurations that had all seeds.
+        unfinished: Candidates whose confirmation did not end.
+    """
+    return Verdict(
+        kind=VerdictKind.INCOMPLETE,
+        exit_code=EXIT_INCOMPLETE,
+        confirmed=confirmed,
+        unfinished=unfinished,
+        reason="The budget ended before the first candidate was confirmed.",
+        warnings=_warnings(rows, space, measure, []),
+    )

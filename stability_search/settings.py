@@ -1,0 +1,417 @@
+"""What a trial is asked to do: settings of the engine, of a trial and of a study.
+
+A setting's name is the same here, in the space file, in the tables and in the report. Every
+default is PyTorch's own, so that a setting nobody names changes nothing.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+from stability_search.records import Json
+
+OptimizerName = Literal["adamw", "adam", "sgd"]
+ScheduleName = Literal["constant", "linear", "cosine"]
+Precision = Literal["fp32", "bf16", "fp16"]
+SamplerName = Literal["tpe", "random", "qmc"]
+
+
+def _require(rule: str, name: str, value: object, *, holds: bool) -> None:
+    if not holds:
+        raise ValueError(f"{name}: {rule} must hold, but got {value!r}.")
+
+
+def _is_positive(value: float | None) -> bool:
+    return value is None or (math.isfinite(value) and value > 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSettings:
+    """How one optimizer step is taken.
+
+    Attributes:
+        learning_rate: Peak learning rate, > 0. The setting that most often decides stability.
+        num_planned_steps: Steps until `schedule` reaches 0, >= 1; unused by `constant`.
+        optimizer: `adamw`, `adam` or `sgd`.
+        weight_decay: >= 0; None takes PyTorch's default (0.01 for adamw, else 0).
+        beta1: Adam's first-moment decay, in [0, 1).
+        beta2: Adam's second-moment decay, in [0, 1). Lower forgets a gradient spike sooner.
+        momentum: Of sgd, in [0, 1).
+        eps: Added to Adam's denominator, > 0. Raise it where gradients are near it.
+        warmup_steps: Steps over which the rate rises linearly from 0, >= 0.
+        schedule: `constant`, or `linear` or `cosine` to 0 over the planned steps.
+        precision: `fp32`, or `bf16` or `fp16` by autocast; fp16 scales the loss.
+        fp16_on_cpu: `emulated` computes in fp32 and rounds to fp16 operator by operator;
+            `native` uses the CPU's own fp16 kernels, 3 to 15 times slower.
+        init_scale: First loss scale, > 0; fp16 only.
+        growth_interval: Steps without overflow until the scale doubles, >= 1; fp16 only.
+        max_scale: Upper bound on the scale, > 0; None for none; fp16 only.
+        clip_norm: Largest L2 norm of the gradient, > 0; None turns clipping off.
+        attention_clamp: Attention outputs are clamped to [-c, c], c > 0; None turns it off.
+        attention_logit_cap: Attention logits become c*tanh(logits/c) before the mask, c > 0;
+            None turns it off.
+        attention_precision: `trial`, or `fp32` to run attention outside autocast.
+        attention_modules: Glob patterns of the attention modules; empty for every
+            `nn.MultiheadAttention`.
+        init_gain: Factor on the initial weight matrices, > 0; 1 changes nothing.
+        norm: `keep`, or `group` to turn BatchNorm into GroupNorm.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        bad_microbatch: `skip` goes on without a non-finite micro-batch; `drop` gives up the
+            window it belongs to.
+        max_bad_steps: End the trial once so many steps were bad, >= 1; None for no limit.
+    """
+
+    learning_rate: float
+    num_planned_steps: int = 1
+    optimizer: OptimizerName = "adamw"
+    weight_decay: float | None = None
+    beta1: float = 0.9
+    beta2: float = 0.999
+    momentum: float = 0.0
+    eps: float = 1e-8
+    warmup_steps: int = 0
+    schedule: ScheduleName = "constant"
+    precision: Precision = "fp32"
+    fp16_on_cpu: Literal["emulated", "native"] = "emulated"
+    init_scale: float = 65536.0
+    growth_interval: int = 2000
+    max_scale: float | None = None
+    clip_norm: float | None = None
+    attention_clamp: float | None = None
+    attention_logit_cap: float | None = None
+    attention_precision: Literal["trial", "fp32"] = "trial"
+    attention_modules: tuple[str, ...] = ()
+    init_gain: float = 1.0
+    norm: Literal["keep", "group"] = "keep"
+    gradient_checkpointing: bool = False
+    bad_microbatch: Literal["skip", "drop"] = "skip"
+    max_bad_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range.
+
+        Raises:
+            ValueError: Names the setting, the rule and the value received.
+        """
+        for name, choices in ENGINE_CHOICES.items():
+            value = getattr(self, name)
+            _require(f"one of {', '.join(choices)}", name, value, holds=value in choices)
+        for name in (
+            "learning_rate",
+            "eps",
+            "init_scale",
+            "max_scale",
+            "clip_norm",
+            "attention_clamp",
+            "attention_logit_cap",
+            "init_gain",
+        ):
+            value = getattr(self, name)
+            _require("a finite number > 0", name, value, holds=_is_positive(value))
+        for name in ("beta1", "beta2", "momentum"):
+            value = getattr(self, name)
+            _require("0 <= value < 1", name, value, holds=0 <= value < 1)
+        for name, low in (
+            ("num_planned_steps", 1),
+            ("growth_interval", 1),
+            ("warmup_steps", 0),
+            ("max_bad_steps", 1),
+            ("weight_decay", 0),
+        ):
+            value = getattr(self, name)
+            _require(f"value >= {low}", name, value, holds=value is None or value >= low)
+
+    @property
+    def has_loss_scaling(self) -> bool:
+        """True where the loss is scaled, that is in fp16."""
+        return self.precision == "fp16"
+
+
+ENGINE_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "optimizer": ("adamw", "adam", "sgd"),
+    "schedule": ("constant", "linear", "cosine"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "fp16_on_cpu": ("emulated", "native"),
+    "attention_precision": ("trial", "fp32"),
+    "norm": ("keep", "group"),
+    "bad_microbatch": ("skip", "drop"),
+}
+
+ENGINE_SETTING_NAMES: tuple[str, ...] = tuple(
+    spec.name for spec in dataclasses.fields(EngineSettings) if spec.name != "num_planned_steps"
+)
+TRIAL_SETTING_NAMES: tuple[str, ...] = ("batch_size", "accumulation_steps")
+SETTING_NAMES: tuple[str, ...] = (*ENGINE_SETTING_NAMES, *TRIAL_SETTING_NAMES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskReference:
+    """Where a task's class is: in an importable module, or in a file.
+
+    Attributes:
+        module: Dotted module name; empty where the class is in a file.
+        file: Absolute path of the file; empty where the class is in a module.
+        class_name: The class in it.
+        folder: Absolute folder that relative paths are relative to while the task is built; empty
+            for the folder of the file, or the current one where there is no file.
+    """
+
+    module: str = ""
+    file: str = ""
+    class_name: str
+    folder: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a reference to both or neither.
+
+        Raises:
+            ValueError: Not exactly one of `module` and `file` is given.
+        """
+        if bool(self.module) == bool(self.file):
+            raise ValueError(
+                "task: exactly one of module and file must be given, but got "
+                f"module={self.module!r}, file={self.file!r}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KillRule:
+    """When a trial is stopped for its rate of bad steps; see `pruning.KillTest`.
+
+    Attributes:
+        bad_rate: r0, the rate of bad steps still accepted, in (0, 1).
+        false_kill: delta, the chance of killing a trial whose rate is r0 or less, in (0, 1).
+    """
+
+    bad_rate: float = 0.05
+    false_kill: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse rates outside (0, 1).
+
+        Raises:
+            ValueError: Names the rate and the value received.
+        """
+        for name in ("bad_rate", "false_kill"):
+            value = getattr(self, name)
+            _require("0 < value < 1", name, value, holds=0 < value < 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialConstants:
+    """What the study fixes for a trial of one horizon.
+
+    Attributes:
+        e0: E_0, the probe loss that counts as no progress; None in the pilot or if unknown.
+        delta: E_0 - E*, the yardstick of progress, > 0; None turns the loss stop off.
+        probe_steps: Attempted steps after which the probe is read, rising, 0 first.
+        measures_blind_run: True for the one pilot trial that also measures `baseline()` or the
+            blind run.
+    """
+
+    e0: float | None = None
+    delta: float | None = None
+    probe_steps: tuple[int, ...]
+    measures_blind_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialConfig:
+    """One configuration with one seed: everything that decides a trial.
+
+    Attributes:
+        task: Where the task is.
+        task_args: Arguments of the task's constructor, task settings included.
+        engine: Settings of the engine; its `num_planned_steps` equals the field here.
+        batch_size: Samples of one micro-batch, >= 1.
+        accumulation_steps: Micro-batches of one optimizer step, >= 1.
+        num_planned_steps: The horizon T, >= 1.
+        timeout_s: Hard wall-clock limit, > 0.
+        seed: Seed of the trial, >= 0.
+        kill_rule: When bad steps end the trial.
+        device: `cpu` or `cuda`.
+    """
+
+    task: TaskReference
+    task_args: Mapping[str, Any] = field(default_factory=dict)
+    engine: EngineSettings
+    batch_size: int = 16
+    accumulation_steps: int = 1
+    num_planned_steps: int
+    timeout_s: float = 300.0
+    seed: int = 0
+    kill_rule: KillRule = field(default_factory=KillRule)
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range.
+
+        Raises:
+            ValueError: Names the field, the rule and the value received.
+        """
+        for name in ("batch_size", "accumulation_steps", "num_planned_steps"):
+            value = getattr(self, name)
+            _require("value >= 1", name, value, holds=value >= 1)
+        _require("a finite number > 0", "timeout_s", self.timeout_s, holds=self.timeout_s > 0)
+        _require(
+            "equal to num_planned_steps",
+            "engine.num_planned_steps",
+            self.engine.num_planned_steps,
+            holds=self.engine.num_planned_steps == self.num_planned_steps,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the configuration as a dict that `json.dumps` accepts."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build the configuration again from what `to_json` returned."""
+        engine = dict(data["engine"])
+        engine["attention_modules"] = tuple(engine["attention_modules"])
+        return cls(
+            **{
+                **data,
+                "task": TaskReference(**data["task"]),
+                "engine": EngineSettings(**engine),
+                "kill_rule": KillRule(**data["kill_rule"]),
+            }
+        )
+
+
+def config_id(settings: Mapping[str, Json]) -> str:
+    """Hash the content of a configuration.
+
+    Args:
+        settings: Its active settings, the learning rate included. An inactive setting is left
+            out; one that is off is None.
+
+    Returns:
+        Ten hexadecimal digits; equal for equal content, whatever the order of the keys.
+
+    Example:
+        >>> config_id({"a": 1, "b": None}) == config_id({"b": None, "a": 1})
+        True
+    """
+    text = json.dumps(settings, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What one trial occupies.
+
+    Attributes:
+        cpu: CPU cores of a trial, > 0.
+        gpu: GPUs of a trial, >= 0; None takes one where there is one, else none.
+        accelerator: GPU model that trials must run on; None for any.
+    """
+
+    cpu: float = 1.0
+    gpu: float | None = None
+    accelerator: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSettings:
+    """The search stage and the budgets of the whole study.
+
+    Attributes:
+        trials: Trials of the search stage, killed ones included, >= 1.
+        sampler: Who proposes: `tpe` learns from results, `random` and `qmc` do not.
+        max_concurrent: Trials at once, >= 1; None fills the machine.
+        time_budget_s: Seconds for all stages together; None for no limit.
+        step_budget: Optimizer steps for all stages together; None for no limit.
+        resources: What one trial occupies.
+    """
+
+    trials: int = 48
+    sampler: SamplerName = "tpe"
+    max_concurrent: int | None = None
+    time_budget_s: float | None = None
+    step_budget: int | None = None
+    resources: Resources = field(default_factory=Resources)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfirmSettings:
+    """The confirmation stage.
+
+    Attributes:
+        top: Candidates taken from the search, >= 1.
+        seeds: Fresh seeds of each configuration, >= 1; fewer than 5 never name a winner.
+        steps: Optimizer steps of a confirm trial, >= `trial.steps`.
+        octaves: Doublings of the learning rate tried above a configuration, >= 0.
+        min_margin: Doublings it must survive to be called stable, <= `octaves`.
+    """
+
+    top: int = 3
+    seeds: int = 5
+    steps: int = 400
+    octaves: int = 3
+    min_margin: int = 1
+
+
+class OnAlarm(StrEnum):
+    """What a long run does when an alarm rises; a trial always only warns."""
+
+    WARN = "warn"
+    END_EPOCH = "end_epoch"
+    END_RUN = "end_run"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlarmSettings:
+    """Above which value an indicator is worth a warning; all > 0.
+
+    Attributes:
+        epoch_steps: Optimizer steps called an epoch; None takes a 50th of the run, at least 1.
+        on_alarm: What a long run does; a trial always only warns.
+        attention_max: Largest attention logit; 100 is to be watched, 1e4 is diverging.
+        clip_frac: Share of updates clipped; above a half, clipping is a hidden rate cut.
+        clamp_frac: Share of attention outputs beyond the clamp; above it masks, not cures.
+        cap_frac: The same for attention logits beyond the cap.
+        grad_norm: Gradient norm before clipping.
+    """
+
+    epoch_steps: int | None = None
+    on_alarm: OnAlarm = OnAlarm.WARN
+    attention_max: float = 100.0
+    clip_frac: float = 0.5
+    clamp_frac: float = 0.01
+    cap_frac: float = 0.01
+    grad_norm: float = 50.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudySettings:
+    """Every block of a space file but the task, the settings and their ranges.
+
+    Attributes:
+        name: Name of the study, a plain file name.
+        seed: Seed every other seed is made from, >= 0.
+        trial_steps: Horizon of pilot and search trials, >= 20.
+        timeout_s: Wall-clock limit of a trial of `trial_steps`; longer ones get more in proportion.
+        search: The search stage and the budgets.
+        kill_rule: When bad steps end a trial.
+        control: Share of killed search trials that are let run on, in [0, 1].
+        confirm: The confirmation stage.
+        targets: Upper limits of task metrics, or of `grad_norm`, shown in the report.
+        alarms: When an indicator is worth a warning.
+    """
+
+    name: str
+    seed: int = 0
+    trial_steps: int = 200
+    timeout_s: float = 300.0
+    search: SearchSettings = field(default_factory=SearchSettings)
+    kill_rule: KillRule = field(default_factory=KillRule)
+    control: float = 0.0
+    confirm: ConfirmSettings = field(default_factory=ConfirmSettings)
+    targets: Mapping[str, float] = field(default_factory=dict)
+    alarms: AlarmSettings = field(default_factory=AlarmSettings)

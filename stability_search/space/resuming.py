@@ -1,0 +1,91 @@
+"""What may change when a study goes on."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from stability_search.space.model import Space
+
+_YAML_NAMES = (
+    ("trial_steps", "trial.steps"),
+    ("timeout_s", "trial.timeout_s"),
+    ("kill_rule.", "prune."),
+    ("control", "prune.control"),
+    ("targets", "report.targets"),
+)
+_MAY_RISE = frozenset(
+    {
+        "search.trials",
+        "search.time_budget_s",
+        "search.step_budget",
+        "confirm.top",
+        "confirm.seeds",
+    }
+)
+
+
+def _flat(prefix: str, value: object) -> dict[str, object]:
+    if isinstance(value, Mapping):
+        flat: dict[str, object] = {}
+        for key, item in value.items():
+            flat |= _flat(f"{prefix}.{key}" if prefix else str(key), item)
+        return flat
+    return {prefix: value}
+
+
+def _yaml_name(name: str) -> str:
+    for start, written in _YAML_NAMES:
+        if name == start or (name.startswith(start) and start.endswith(".")):
+            return written + name.removeprefix(start)
+        if name.startswith(f"{start}."):
+            return written + name.removeprefix(start)
+    return name
+
+
+def _facts(space: Space) -> dict[str, object]:
+    study = {_yaml_name(k): v for k, v in _flat("", dataclasses.asdict(space.study)).items()}
+    facts = {
+        **study,
+        "task": space.task_name,
+        **_flat("task_args", space.task_args),
+        **_flat("fixed", space.fixed),
+        "start_with": [dict(start) for start in space.start_with],
+    }
+    for parameter in space.parameters:
+        facts |= _flat(f"space.{parameter.name}", dataclasses.asdict(parameter))
+    return facts
+
+
+def _may_rise(old: object, new: object) -> bool:
+    if old is None:  # no limit: nothing is larger
+        return False
+    return new is None or (
+        isinstance(new, int | float) and isinstance(old, int | float) and new > old
+    )
+
+
+def resume_difference(old: Space, new: Space) -> tuple[str, ...]:
+    """List what differs and may not, between a study's space and the one it is resumed with.
+
+    Args:
+        old: The space of the study so far.
+        new: The same file with other overrides.
+
+    Returns:
+        One sentence for each change; empty where the study may go on. Only budgets (trials,
+        seconds, steps), `confirm.top` and `confirm.seeds` may rise.
+    """
+    before, after = _facts(old), _facts(new)
+    missing = object()
+    differences = []
+    for name in [*before, *(key for key in after if key not in before)]:
+        was, now = before.get(name, missing), after.get(name, missing)
+        if was == now and isinstance(was, bool) == isinstance(now, bool):
+            continue
+        if name in _MAY_RISE:
+            if not _may_rise(was, now):
+                differences.append(f"{name}: may only rise, but got {now} after {was}.")
+            continue
+        was_text = "nothing" if was is missing else repr(was)
+        now_text = "nothing" if now is missing else repr(now)
+        differences.append(f"{name}: may not change, but got {now_text} after {was_text}.")
+    return tuple(differences)

@@ -1,0 +1,448 @@
+"""One trial: a short training run of one configuration with one seed.
+
+run_trial(config):
+    build task, model and engine from the seed; read the probe (step 0)
+    repeat T times:
+        fetch a window of micro-batches; step = engine.step(window)
+        feed the step to the kill rule and to the loss stop; yield it as Progress
+        read the probe where the study asked for it
+        end where a rule, the engine or the clock says so
+    return a TrialSummary
+
+A diverged trial is a result. Only what says nothing about stability (an error in the user's
+code) is told apart, with its traceback as text.
+"""
+
+import random
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from stability_search.blind import run_blind
+from stability_search.engine import GuardedEngine
+from stability_search.engine.batches import move
+from stability_search.engine.step import is_out_of_memory
+from stability_search.pruning import KillTest, LossStop
+from stability_search.records import (
+    Outcome,
+    StepLabel,
+    StepRecord,
+    TrialSummary,
+    finite_or_none,
+)
+from stability_search.seeding import derive_seed
+from stability_search.settings import TrialConfig, TrialConstants
+from stability_search.tasks.base import (
+    HasBaseline,
+    HasInitGainParameters,
+    HasMetrics,
+    HasParameterGroups,
+    HasProbeLoss,
+    Task,
+)
+from stability_search.tasks.loading import load_task
+
+Clock = Callable[[], float]
+_MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """One attempted step, judged.
+
+    Attributes:
+        record: The step, with the evidence of the kill rule after it.
+        num_planned_steps: The trial's horizon T.
+        num_bad_steps: `bad` steps so far.
+    """
+
+    record: StepRecord
+    num_planned_steps: int
+    num_bad_steps: int
+
+
+class Faults(Protocol):
+    """Where a test can plant a fault; `NoFaults` plants none."""
+
+    def before_step(self, step: int, engine: GuardedEngine, window: list[Any]) -> list[Any]:
+        """Return the window to train on at attempted step `step`, from 1."""
+        ...
+
+
+class NoFaults:
+    """Let every step be as it is."""
+
+    def before_step(self, step: int, engine: GuardedEngine, window: list[Any]) -> list[Any]:  # noqa: ARG002 - the protocol's
+        """Return the window unchanged."""
+        return window
+
+
+@dataclass(kw_only=True, slots=True)
+class _Tally:
+    """What a trial has shown so far."""
+
+    num_steps: int = 0
+    labels: dict[StepLabel, int] = field(default_factory=lambda: dict.fromkeys(StepLabel, 0))
+    judged_losses: list[float | None] = field(default_factory=list)
+    judged_steps: list[int] = field(default_factory=list)
+    first_bad: StepRecord | None = None
+    grad_norms: list[float] = field(default_factory=list)
+    num_applied: int = 0
+    num_clipped: int = 0
+    attention_maxima: list[float] = field(default_factory=list)
+    clamp_fracs: list[float] = field(default_factory=list)
+    cap_fracs: list[float] = field(default_factory=list)
+    final_scale: float | None = None
+    probe_steps: list[int] = field(default_factory=list)
+    probe_batch_losses: list[tuple[float | None, ...]] = field(default_factory=list)
+    metrics_first: Mapping[str, float | None] = field(default_factory=dict)
+    metrics_last: Mapping[str, float | None] = field(default_factory=dict)
+    baseline: float | None = None
+    blind_loss: float | None = None
+    blind_batch_losses: tuple[float | None, ...] = ()
+    are_parameters_finite: bool = True
+    evidence: float = 1.0
+    warnings: list[str] = field(default_factory=list)
+    train_s: float = 0.0
+    peak_memory_mib: float = 0.0
+
+    def add(self, record: StepRecord) -> None:
+        self.num_steps = record.step
+        self.labels[record.label] += 1
+        if record.label.is_judged:
+            self.judged_losses.append(record.loss)
+            self.judged_steps.append(record.step)
+        if record.label is StepLabel.BAD and self.first_bad is None:
+            self.first_bad = record
+        self.num_applied += record.is_applied
+        self.num_clipped += record.clipped
+        self.final_scale = record.scale
+        for kept, value in (
+            (self.grad_norms, record.grad_norm),
+            (self.attention_maxima, record.attention_max),
+            (self.clamp_fracs, record.clamp_frac),
+            (self.cap_fracs, record.cap_frac),
+        ):
+            if value is not None:
+                kept.append(value)
+
+
+def run_trial(
+    config: TrialConfig,
+    *,
+    constants: TrialConstants,
+    clock: Clock = time.perf_counter,
+    faults: Faults | None = None,
+) -> Generator[Progress, None, TrialSummary]:
+    """Train one configuration for its horizon, or until it is stopped.
+
+    Args:
+        config: The configuration, its seed and its limits.
+        constants: What the study fixes for trials of this horizon.
+        clock: Seconds from a fixed start; decides `timed_out`.
+        faults: Where a test plants faults; None for a real trial.
+
+    Yields:
+        Every attempted step, judged.
+
+    Returns:
+        How the trial ended. Never raises on a numerical failure or on an error of the task.
+    """
+    started = clock()
+    tally = _Tally()
+    try:
+        trial = _Trial(config, constants, tally, clock, started, faults or NoFaults())
+        with trial.engine:
+            outcome, reason = yield from trial.run()
+            trial.close(outcome)
+        error = ("", "", "")
+    except Exception as caught:  # noqa: BLE001 - the trial's boundary: every end gets a name
+        if is_out_of_memory(caught):
+            outcome, reason, error = Outcome.OUT_OF_MEMORY, _first_line(caught), ("", "", "")
+        else:
+            outcome, reason = Outcome.USER_ERROR, _first_line(caught)
+            error = (type(caught).__name__, _place(caught), _traceback_text(caught))
+    return _summary(config, tally, outcome, reason, error, clock() - started)
+
+
+class _Trial:
+    """The parts of one running trial."""
+
+    def __init__(  # noqa: PLR0913 - the arguments of run_trial and what they became
+        self,
+        config: TrialConfig,
+        constants: TrialConstants,
+        tally: _Tally,
+        clock: Clock,
+        started: float,
+        faults: Faults,
+    ) -> None:
+        self.config = config
+        self.constants = constants
+        self.tally = tally
+        self.clock = clock
+        self.deadline = started + config.timeout_s
+        self.faults = faults
+        self.device = torch.device(config.device)
+        self.task: Task = load_task(config.task, config.task_args)
+        self.probe = [move(batch, self.device) for batch in self.task.probe()]
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        if constants.measures_blind_run:
+            self._measure_blind_run()
+        self.engine = self._build_engine()
+        self.kill_test = KillTest(config.kill_rule, config.num_planned_steps)
+        self.loss_stop: LossStop | None = None
+
+    # -- building ----------------------------------------------------------------------------
+
+    def _initial_model(self) -> nn.Module:
+        _seed_everything(derive_seed(self.config.seed, "model"))
+        return self.task.model().to(self.device).train()
+
+    def _build_engine(self) -> GuardedEngine:
+        task, model = self.task, self._initial_model()
+        groups = task.parameter_groups(model) if isinstance(task, HasParameterGroups) else None
+        names = (
+            task.init_gain_parameters(model) if isinstance(task, HasInitGainParameters) else None
+        )
+        engine = GuardedEngine(
+            model,
+            self.config.engine,
+            reference=self._initial_model,
+            parameter_groups=groups,
+            init_gain_names=names,
+        )
+        self.tally.warnings.extend(engine.notes)
+        return engine
+
+    def _measure_blind_run(self) -> None:
+        if isinstance(self.task, HasBaseline):
+            self.tally.baseline = finite_or_none(float(self.task.baseline()))
+            return
+        blind = run_blind(self._initial_model(), self.probe, self._probe_loss)
+        self.tally.blind_loss = blind.loss
+        self.tally.blind_batch_losses = blind.batch_losses
+
+    # -- training ----------------------------------------------------------------------------
+
+    def run(self) -> Generator[Progress, None, tuple[Outcome, str]]:
+        config = self.config
+        _seed_everything(derive_seed(config.seed, "training"))
+        generator = torch.Generator().manual_seed(derive_seed(config.seed, "batches"))
+        stream = iter(self.task.batches(config.batch_size, generator))
+        probe_steps = set(self.constants.probe_steps)
+        self._read_probe(0)
+        for step in range(1, config.num_planned_steps + 1):
+            fetched = self.clock()
+            window = [self._fetch(stream) for _ in range(config.accumulation_steps)]
+            window = self.faults.before_step(step, self.engine, window)
+            record = self.engine.step(window, self.task.loss)
+            self.tally.train_s += self.clock() - fetched
+            is_killed = record.label.is_judged and self.kill_test.update(
+                is_bad=record.label is StepLabel.BAD
+            )
+            record = replace(record, evidence=self.kill_test.evidence)
+            self.tally.add(record)
+            self.tally.evidence = self.kill_test.evidence
+            yield Progress(
+                record=record,
+                num_planned_steps=config.num_planned_steps,
+                num_bad_steps=self.tally.labels[StepLabel.BAD],
+            )
+            end = self._end_of(record, is_killed=is_killed)
+            if end is not None:
+                return end
+            if step in probe_steps:
+                self._read_probe(step)
+        return Outcome.COMPLETED, ""
+
+    def _fetch(self, stream: Iterator[Any]) -> Any:  # noqa: ANN401 - the task's own
+        try:
+            return move(next(stream), self.device)
+        except StopIteration:
+            raise RuntimeError(
+                "batches: the iterator must be endless, but it ended. Loop with `while True`."
+            ) from None
+
+    def _end_of(self, record: StepRecord, *, is_killed: bool) -> tuple[Outcome, str] | None:
+        if self.engine.ended is not None:
+            return self.engine.ended
+        num_bad = self.tally.labels[StepLabel.BAD]
+        if is_killed:
+            limit = 1 / self.config.kill_rule.false_kill
+            evidence = f"evidence {self.kill_test.evidence:.4g} >= {limit:g}"
+            return Outcome.PRUNED, f"{num_bad} bad steps of {record.step}: {evidence}"
+        limit_bad = self.config.engine.max_bad_steps
+        if limit_bad is not None and num_bad >= limit_bad:
+            return Outcome.PRUNED, "max_bad_steps"
+        if self._has_diverged(record):
+            return Outcome.DIVERGED, "the loss stays far above where it began"
+        if self.clock() >= self.deadline:
+            return Outcome.TIMED_OUT, f"over {self.config.timeout_s:g} s at step {record.step}"
+        return None
+
+    def _has_diverged(self, record: StepRecord) -> bool:
+        if self.constants.delta is None:
+            return False
+        if self.loss_stop is None:
+            known = (self.constants.e0, self._mean_probe(0), record.loss)
+            finite = [value for value in known if value is not None]
+            if not finite:
+                return False
+            self.loss_stop = LossStop(max(finite), self.constants.delta)
+        return self.loss_stop.update(record.step, record.loss)
+
+    # -- the probe ---------------------------------------------------------------------------
+
+    def _probe_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:  # noqa: ANN401
+        loss = (
+            self.task.probe_loss(model, batch)
+            if isinstance(self.task, HasProbeLoss)
+            else self.task.loss(model, batch)
+        )
+        return loss if isinstance(loss, torch.Tensor) else sum_terms(loss)
+
+    def _read_probe(self, step: int) -> None:
+        self.tally.probe_steps.append(step)
+        self.tally.probe_batch_losses.append(self.engine.evaluate(self.probe, self._probe_loss))
+        if step == 0:
+            self.tally.metrics_first = self._metrics()
+        self._note_memory()
+
+    def _mean_probe(self, position: int) -> float | None:
+        return mean_or_none(self.tally.probe_batch_losses[position])
+
+    def _metrics(self) -> dict[str, float | None]:
+        task = self.task
+        if not isinstance(task, HasMetrics):
+            return {}
+        rows: list[Mapping[str, float]] = []
+        self.engine.measure(lambda model: rows.extend(task.metrics(model, b) for b in self.probe))
+        return {
+            name: mean_or_none([finite_or_none(row.get(name)) for row in rows])
+            for name in (rows[0] if rows else {})
+        }
+
+    def _note_memory(self) -> None:
+        if self.device.type == "cuda":
+            used = torch.cuda.max_memory_allocated(self.device) / _MIB
+        else:
+            used = resident_memory_mib()
+        self.tally.peak_memory_mib = max(self.tally.peak_memory_mib, used)
+
+    def close(self, outcome: Outcome) -> None:
+        """Measure what is measured last."""
+        self.tally.are_parameters_finite = outcome is not Outcome.NONFINITE_PARAMETERS
+        if self.tally.are_parameters_finite:
+            self.tally.metrics_last = self._metrics()
+        self._note_memory()
+
+
+def sum_terms(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Add the named terms of a loss."""
+    return torch.stack([term.reshape(()).float() for term in terms.values()]).sum()
+
+
+def mean_or_none(values: Sequence[float | None]) -> float | None:
+    """Return the mean; None if there is no value or one of them is not finite."""
+    finite = [value for value in values if value is not None]
+    if not values or len(finite) < len(values):
+        return None
+    return finite_or_none(sum(finite) / len(finite))
+
+
+def resident_memory_mib() -> float:
+    """Return the resident memory of this process in MiB; 0 where it cannot be read."""
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        return 0.0
+    pages = int(status.read_text().split()[1])
+    return pages * 4096 / _MIB
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - a task may use the global generator
+    torch.manual_seed(seed)
+
+
+def _first_line(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {error}".strip()
+    return text.splitlines()[0][:500]
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def _traceback_text(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-8000:]
+
+
+def _summary(  # noqa: PLR0913 - the parts of a summary
+    config: TrialConfig,
+    tally: _Tally,
+    outcome: Outcome,
+    reason: str,
+    error: tuple[str, str, str],
+    wall_s: float,
+) -> TrialSummary:
+    labels, first_bad = tally.labels, tally.first_bad
+    clip_frac = None
+    if config.engine.clip_norm is not None and tally.num_applied:
+        clip_frac = tally.num_clipped / tally.num_applied
+    return TrialSummary(
+        outcome=outcome,
+        reason=reason,
+        num_planned_steps=config.num_planned_steps,
+        num_steps=tally.num_steps,
+        num_judged_steps=len(tally.judged_losses),
+        num_bad_steps=labels[StepLabel.BAD],
+        num_calibration_steps=labels[StepLabel.CALIBRATION],
+        num_data_steps=labels[StepLabel.DATA],
+        judged_losses=tuple(tally.judged_losses),
+        judged_steps=tuple(tally.judged_steps),
+        probe_steps=tuple(tally.probe_steps),
+        probe_losses=tuple(mean_or_none(row) for row in tally.probe_batch_losses),
+        probe_batch_losses=tuple(tally.probe_batch_losses),
+        metrics_first=tally.metrics_first,
+        metrics_last=tally.metrics_last,
+        baseline=tally.baseline,
+        blind_loss=tally.blind_loss,
+        blind_batch_losses=tally.blind_batch_losses,
+        are_parameters_finite=tally.are_parameters_finite,
+        first_bad_step=None if first_bad is None else first_bad.step,
+        first_nonfinite_module=None if first_bad is None else first_bad.first_nonfinite_module,
+        first_nonfinite_phase=None if first_bad is None else first_bad.first_nonfinite_phase,
+        evidence=tally.evidence,
+        final_scale=tally.final_scale,
+        grad_norm_median=statistics.median(tally.grad_norms) if tally.grad_norms else None,
+        grad_norm_max=max(tally.grad_norms, default=None),
+        clip_frac=clip_frac,
+        attention_max=max(tally.attention_maxima, default=None),
+        clamp_frac=statistics.fmean(tally.clamp_fracs) if tally.clamp_fracs else None,
+        cap_frac=statistics.fmean(tally.cap_fracs) if tally.cap_fracs else None,
+        warnings=tuple(tally.warnings),
+        error_type=error[0],
+        error_place=error[1],
+        error_text=error[2],
+        peak_memory_mib=tally.peak_memory_mib,
+        train_s=tally.train_s,
+        wall_s=wall_s,
+        device=_device_name(config.device),
+    )
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+

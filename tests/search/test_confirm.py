@@ -1,0 +1,474 @@
+"""What confirm proves: looks, choice, budgets, warnings; and that order changes nothing."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stability_search.records import ChoiceReason, Outcome, Stage, Verdict, VerdictKind
+from stability_search.search.confirm import (
+    Confirmation,
+    ConfirmTrial,
+    Need,
+    describe_cost,
+    next_need,
+)
+from stability_search.search.verdicts import ALONE, CUT_SHORT
+from stability_search.space import Space
+from tests.search.confirm_world import (
+    CONFIRM_STEPS,
+    Truth,
+    config,
+    executed,
+    finish,
+    key_of,
+    make_space,
+    pilot,
+    row_of,
+    searched,
+    summary,
+)
+
+RATE = 2.0**-6
+CLIPS = (None, 1.0, 2.0, 3.0)
+
+
+def by_clip(truth: Callable[[float | None, int], float | Outcome]) -> Truth:
+    """Let the truth depend on clip norm and seed; rates above RATE/2 are a little worse."""
+
+    def of_settings(values: Mapping[str, Any], seed: int, _attempt: int) -> float | Outcome:
+        q = truth(values["clip_norm"], seed)
+        is_worse = isinstance(q, float) and values["learning_rate"] > RATE / 2
+        return q - 0.02 if is_worse else q  # type: ignore[operator]
+
+    return of_settings
+
+
+def fixed_rungs(**confirm: Any) -> Space:  # noqa: ANN401 - fields of ConfirmSettings
+    """Return a space in which the base of a candidate at RATE is the rung below it."""
+    return make_space(low=RATE / 2, **{"top": 4, **confirm})
+
+
+def two(space: Space) -> list[Any]:
+    """Return a search that found two clip norms at RATE."""
+    return searched(space, (0.9, config(RATE, 1.0)), (0.8, config(RATE, 2.0)))
+
+
+def name(space: Space, clip: float | None, rate: float = RATE / 2) -> str:
+    """Return the config_id of a clip norm at the rate of its base."""
+    return space.config_id(space.settings(config(rate, clip)))
+
+
+def one_look(spent: int, more: int) -> bool:
+    """Afford both ladders, 26 trials, and no second look."""
+    return spent + more <= 30
+
+
+# ------------------------------------------------------------------------------------ looks
+
+
+def test_at_a_single_look_five_agreeing_seeds_win() -> None:
+    space = fixed_rungs(top=2)
+    truth = by_clip(lambda clip, _: 0.95 if clip == 1.0 else 0.85)
+    verdict, rows = finish(space, two(space), truth, can_afford=one_look)
+    assert set(executed(rows).values()) == {2, 5}
+    assert (verdict.kind, verdict.exit_code) == (VerdictKind.STABLE, 0)
+    assert (verdict.choice, verdict.choice_reason) == (name(space, 1.0), ChoiceReason.WINNER)
+    assert verdict.confirmed == (name(space, 1.0), name(space, 2.0))
+    assert verdict.tied == ()
+
+
+def test_with_budget_for_two_looks_the_second_names_the_winner() -> None:
+    space = fixed_rungs(top=2)
+    truth = by_clip(lambda clip, _: 0.95 if clip == 1.0 else 0.85)
+    verdict, rows = finish(space, two(space), truth)
+    assert executed(rows)[RATE / 2, 1.0] == executed(rows)[RATE / 2, 2.0] == 10
+    assert verdict.choice_reason is ChoiceReason.WINNER
+
+
+def test_the_second_look_is_left_out_where_the_two_best_are_close() -> None:
+    space = fixed_rungs(top=2)
+    truth = by_clip(lambda clip, _: 0.95 if clip == 1.0 else 0.94)
+    verdict, rows = finish(space, two(space), truth)
+    assert max(executed(rows).values()) == 5
+    assert verdict.choice_reason is ChoiceReason.TIED
+    assert verdict.tied == (name(space, 1.0), name(space, 2.0))
+
+
+def test_the_second_look_is_asked_for_together_and_for_all() -> None:
+    space = fixed_rungs(top=2)
+    truth = by_clip(lambda clip, _: 0.95 if clip == 1.0 else 0.85)
+    _, rows = finish(space, two(space), truth)
+    first = [row for row in rows if row.seed_index < 5]
+    need = next_need(first, space, can_afford=lambda count: count <= 10)
+    assert isinstance(need, Need)
+    assert [(t.settings["clip_norm"], t.seed_index) for t in need.trials] == [
+        (clip, seed) for clip in (1.0, 2.0) for seed in range(5, 10)
+    ]
+
+
+def test_a_base_that_misses_the_bar_on_new_seeds_drops_out() -> None:
+    space = fixed_rungs(top=2)
+    truth = by_clip(lambda clip, seed: 0.85 if clip == 2.0 else 0.1 if seed == 7 else 0.95)
+    verdict, _ = finish(space, two(space), truth)
+    assert (verdict.choice, verdict.choice_reason) == (name(space, 2.0), ChoiceReason.ONLY)
+    verdict, _ = finish(
+        space, two(space), by_clip(lambda clip, seed: 0.1 if seed == 7 else 0.8 + (clip or 0) / 20)
+    )
+    assert (verdict.kind, verdict.exit_code) == (VerdictKind.NONE, 3)
+    assert verdict.missed == ("9 of 10 seeds reached q >= 1/2",)
+
+
+def test_a_second_look_cut_short_names_no_winner_and_never_goes_back_to_one_look() -> None:
+    """Five seeds that agree would win at one look, but two had been decided on."""
+    space = fixed_rungs(top=2)
+    truth = by_clip(lambda clip, _: 0.95 if clip == 1.0 else 0.85)
+    _, rows = finish(space, two(space), truth)
+    started = [row for row in rows if row.seed_index < 7]
+    verdict = next_need(started, space, can_afford=lambda _: False)  # type: ignore[assignment]
+    assert verdict.choice_reason is ChoiceReason.TIED
+    assert CUT_SHORT in verdict.warnings
+    broken = [
+        replace(row, summary=summary(Outcome.PRUNED, CONFIRM_STEPS))
+        if row.seed_index == 6 and row.config_id == name(space, 1.0)
+        else row
+        for row in started
+    ]
+    verdict = next_need(broken, space, can_afford=lambda _: False)  # type: ignore[assignment]
+    assert (verdict.choice, verdict.choice_reason) == (name(space, 2.0), ChoiceReason.ONLY)
+
+
+def test_the_first_look_does_not_change_with_the_trials_of_the_second() -> None:
+    """A later trial may move E*; what was decided before it stays decided."""
+    space = fixed_rungs(top=2, seeds=6)
+    truth = by_clip(
+        lambda clip, seed: 2.2 if seed == 9 else (0.95 if clip == 1.0 or seed == 2 else 0.85)
+    )
+    verdict, rows = finish(space, two(space), truth)
+    assert executed(rows)[RATE / 2, 1.0] == 12
+    assert verdict.kind is VerdictKind.NONE  # Delta is 1.98 now, and .95 no longer 1/2
+    assert verdict.missed[0] == "1 of 12 seeds reached q >= 1/2"
+
+
+def test_a_seed_missing_anywhere_is_dropped_from_every_paired_test() -> None:
+    space = make_space(low=RATE / 2, top=3, octaves=1)
+    found = [(0.9 - k / 10, config(RATE, clip)) for k, clip in enumerate((1.0, 2.0, 3.0))]
+
+    def truth(values: Mapping[str, Any], seed: int, _attempt: int) -> float | Outcome:
+        if values["clip_norm"] == 3.0 and seed == 4:
+            return Outcome.USER_ERROR
+        return {1.0: 0.95, 2.0: 0.85, 3.0: 0.9}[values["clip_norm"]]
+
+    def afford(spent: int, more: int) -> bool:
+        return spent + more <= 36
+
+    verdict, _ = finish(space, searched(space, *found), truth, can_afford=afford)
+    assert verdict.choice_reason is ChoiceReason.TIED  # 4 seeds: 1/16
+    assert name(space, 3.0) not in verdict.tied
+    assert "4 seeds: not enough seeds to name a winner." in verdict.warnings
+
+
+def test_the_fastest_has_the_lowest_last_probe_of_those_that_meet_the_bar() -> None:
+    space = fixed_rungs(top=3)
+    found = [(0.9 - k / 10, config(RATE, clip)) for k, clip in enumerate((1.0, 2.0, 3.0))]
+
+    def truth(values: Mapping[str, Any], _seed: int, _attempt: int) -> float | Outcome:
+        is_base = values["learning_rate"] < RATE
+        if values["clip_norm"] == 2.0:  # learns most, without margin beyond one doubling
+            return 1.1 if values["learning_rate"] <= RATE else Outcome.DIVERGED
+        if values["clip_norm"] == 3.0:
+            return 1.2 if is_base else 0.0  # learns more still, but misses the bar
+        return 1.0
+
+    verdict, _ = finish(space, searched(space, *found), truth)
+    assert verdict.choice == name(space, 1.0)
+    assert verdict.fastest == name(space, 2.0)
+
+
+# ------------------------------------------------------------------------- studies that end
+
+
+def test_a_search_without_signal_ends_without_confirm() -> None:
+    space = make_space()
+    rows = pilot(space, reached=0.0) + searched(space, (0.0, config(RATE)))[4:]
+    verdict = next_need(rows, space, can_afford=lambda _: True)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.kind, verdict.exit_code, verdict.closest) == (VerdictKind.NONE, 3, None)
+    assert verdict.reason.startswith("No signal over 20 steps: no sound trial ended below")
+    assert verdict.reason.endswith("Train longer or widen the range of learning rates.")
+
+
+def test_confirm_without_signal_refuses_to_rank() -> None:
+    """The spread over probe batches is wider than all progress."""
+    space = make_space(top=1)
+    noisy = ((0.0, 1.0, 2.0, 5.0),) * 11
+    verdict, _ = finish(
+        space, searched(space, (0.9, config(RATE))), lambda *_: 2.0, probe_batch_losses=noisy
+    )
+    assert (verdict.kind, verdict.exit_code) == (VerdictKind.NONE, 3)
+    assert verdict.reason.startswith("No signal over 40 steps: the best sound trial ended 1.8")
+    assert verdict.confirmed
+    assert (verdict.choice, verdict.closest) == (None, None)
+
+
+def test_no_candidate_ends_without_confirm_and_names_the_highest_value_told() -> None:
+    space = make_space()
+    rows = searched(
+        space, (Outcome.DIVERGED, config(0.5)), (Outcome.PRUNED, config(0.9)), (0.0, config(0.1))
+    )
+    rows[-2] = replace(
+        rows[-2],
+        told_value=0.001,
+        summary=summary(Outcome.PRUNED, 20, num_steps=9, reason="rate of bad steps"),
+    )
+    verdict = next_need(rows, space, can_afford=lambda _: True)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.kind, verdict.exit_code) == (VerdictKind.NONE, 3)
+    assert verdict.closest == name(space, 1.0, 0.9)  # as told as the first, but two steps later
+    assert verdict.missed == ("pruned after 9 of 20 steps (rate of bad steps)",)
+    assert verdict.confirmed == ()
+
+
+def test_todays_configuration_is_confirmed_even_if_nothing_else_is() -> None:
+    space = make_space(start_with=(config(RATE),))
+    verdict, rows = finish(
+        space, searched(space, (Outcome.PRUNED, config(RATE))), lambda *_: Outcome.PRUNED
+    )
+    assert verdict.exit_code == 3
+    assert max(executed(rows).values()) == 5
+    assert verdict.closest in verdict.confirmed
+    assert verdict.missed[0] == "0 of 5 seeds completed (5 pruned)"
+
+
+def test_a_file_without_space_is_a_gate() -> None:
+    space = make_space(low=RATE, high=RATE)
+    verdict, _ = finish(space, pilot(space), lambda *_: 0.9)
+    assert (verdict.exit_code, verdict.choice_reason) == (0, ChoiceReason.ONLY)
+    verdict, _ = finish(
+        space, pilot(space), lambda _settings, seed, _attempt: 0.9 - 0.5 * (seed == 4)
+    )
+    assert (verdict.exit_code, verdict.missed) == (3, ("4 of 5 seeds reached q >= 1/2",))
+
+
+# ---------------------------------------------------------------------------------- budgets
+
+
+def test_out_of_budget_before_the_first_candidate_is_incomplete() -> None:
+    space = fixed_rungs(top=2)
+    verdict, rows = finish(
+        space, two(space), lambda *_: 0.9, can_afford=lambda spent, more: spent + more <= 9
+    )
+    assert (verdict.kind, verdict.exit_code) == (VerdictKind.INCOMPLETE, 6)
+    assert verdict.unfinished == (name(space, 1.0, RATE), name(space, 2.0, RATE))
+    assert len(rows) - len(two(space)) <= 9
+
+
+def test_candidates_are_finished_in_order_and_the_others_are_named() -> None:
+    space = fixed_rungs(top=2)
+    verdict, rows = finish(
+        space,
+        two(space),
+        lambda *_: 0.9,
+        can_afford=lambda spent, more: spent + more <= 20,
+        pick=lambda trials: trials,
+    )
+    assert (verdict.kind, verdict.choice_reason) == (VerdictKind.STABLE, ChoiceReason.ONLY)
+    assert verdict.choice == name(space, 1.0)
+    assert verdict.unfinished == (name(space, 2.0, RATE),)
+    assert len(rows) - len(two(space)) <= 20
+
+
+@given(budget=st.integers(0, 60), width=st.integers(1, 6))
+@settings(deadline=None, max_examples=25)
+def test_a_step_budget_is_never_overspent_and_more_never_finishes_less(
+    budget: int, width: int
+) -> None:
+    space = fixed_rungs(top=3)
+    found = [(0.9 - k / 10, config(RATE, clip)) for k, clip in enumerate((1.0, 2.0, 3.0))]
+    rows = searched(space, *found)
+
+    def unfinished(limit: int) -> int:
+        verdict, after = finish(
+            space,
+            rows,
+            by_clip(lambda clip, _: 0.95 - (clip or 0) / 50),
+            can_afford=lambda spent, more: spent + more <= limit,
+            pick=lambda trials: trials[:width],
+        )
+        assert len(after) - len(rows) <= limit
+        return len(verdict.unfinished)
+
+    assert unfinished(budget + 5) <= unfinished(budget)
+
+
+def test_the_cost_is_told_before_and_bounds_what_is_run() -> None:
+    space = make_space(start_with=(config(RATE),))
+    cost = describe_cost(space)
+    assert (cost.num_ladders, cost.min_trials, cost.steps) == (4, 5, CONFIRM_STEPS)
+    # A ladder: 10 rungs of 2 seeds, 3 more for the base, 5 for the one below; 5 at a second look.
+    assert cost.max_trials == 4 * (20 + 3 + 5) + 4 * 5
+    fixed = describe_cost(make_space(low=RATE, high=RATE))
+    assert (fixed.num_ladders, fixed.min_trials, fixed.max_trials) == (1, 5, 5 + 3 * 2)
+
+
+# -------------------------------------------------------------------------------- warnings
+
+
+def test_warnings_name_what_weakens_the_verdict() -> None:
+    space = make_space(low=RATE, high=RATE, seeds=3)
+    space = replace(space, fixed={**space.fixed, "precision": "fp16", "growth_interval": 40})
+    verdict, _ = finish(
+        space, pilot(space), lambda *_: 0.9, warnings=("Attention: not fully observed.",)
+    )
+    assert verdict.warnings[0] == "3 seeds: not enough seeds to name a winner."
+    assert any("in 40 steps scale growth was not exercised" in said for said in verdict.warnings)
+    assert any("fp16 was judged on a CPU" in said for said in verdict.warnings)
+    assert "9 trials not fully observed." in verdict.warnings
+
+
+def test_a_study_with_nothing_to_warn_of_says_nothing() -> None:
+    space = make_space(low=RATE, high=RATE)
+    space = replace(space, fixed={**space.fixed, "precision": "fp16", "growth_interval": 20})
+    verdict, _ = finish(space, pilot(space), lambda *_: 0.9, device="NVIDIA H100")
+    assert verdict.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("max_concurrent", "is_said"), [(1, False), (4, True), (None, True)], ids=str
+)
+def test_tpe_with_trials_in_flight_is_warned_of(
+    max_concurrent: int | None, *, is_said: bool
+) -> None:
+    space = make_space(top=1, max_concurrent=max_concurrent)
+    verdict, _ = finish(space, searched(space, (0.9, config(RATE))), lambda *_: 0.9)
+    assert any("Sampler tpe" in said for said in verdict.warnings) is is_said
+
+
+def test_a_tied_set_of_one_says_why_it_did_not_win() -> None:
+    space = fixed_rungs(top=2, seeds=3)
+    truth = by_clip(lambda clip, _: 1.0 if clip == 1.0 else 0.6)
+    verdict, _ = finish(
+        space, two(space), truth, can_afford=lambda spent, more: spent + more <= 25
+    )
+    assert (verdict.choice_reason, verdict.tied) == (ChoiceReason.TIED, (name(space, 1.0),))
+    assert ALONE in verdict.warnings
+
+
+# ---------------------------------------------------------------------- order is no matter
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[Space, list[Any], Truth]:
+    """Draw a space, a search, and a truth with cliffs, dull rates, bad seeds and lost ones."""
+    space = make_space(
+        low=RATE / draw(st.sampled_from([1, 3, 40])),
+        high=RATE * 5,
+        top=draw(st.integers(1, 3)),
+        seeds=draw(st.sampled_from([1, 2, 3, 5])),
+        octaves=draw(st.integers(1, 3)),
+        trial_steps=draw(st.sampled_from([20, CONFIRM_STEPS])),
+        start_with=draw(st.sampled_from([(), (config(RATE),)])),
+    )
+    points = st.tuples(
+        st.floats(0, 1), st.sampled_from([RATE, RATE * 2, RATE * 3]), st.sampled_from(CLIPS)
+    )
+    found = [(q, config(rate, clip)) for q, rate, clip in draw(st.lists(points, max_size=4))]
+    rows = searched(space, (Outcome.PRUNED, config(RATE)), *found)
+    cliffs = {clip: RATE * 2.0 ** draw(st.integers(-3, 4)) for clip in CLIPS}
+    slack = draw(st.floats(0, 0.2))
+    odd = draw(st.sets(st.integers(0, 9), max_size=2))
+    seed = draw(st.integers(0, 99))
+
+    def truth(values: Mapping[str, Any], seed_index: int, attempt: int) -> float | Outcome:
+        noise = random.Random(repr((seed, sorted(values.items(), key=str), seed_index)))
+        if seed_index in odd and noise.random() < 0.3:
+            return Outcome.INFRASTRUCTURE if attempt < 1 + noise.randrange(4) else 0.7
+        if values["learning_rate"] > cliffs[values["clip_norm"]]:
+            return noise.choice([Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, 0.0])
+        if noise.random() < 0.1:
+            return noise.choice([Outcome.USER_ERROR, Outcome.PRUNED, 0.3, 1.6])
+        return 1.0 - slack * noise.random()
+
+    return space, rows, truth
+
+
+class Machine:
+    """Runs several trials at once, and lets them end in any order."""
+
+    def __init__(self, slots: int, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._slots = slots
+        self._running: dict[tuple[str, int], ConfirmTrial] = {}
+
+    def pick(self, trials: tuple[ConfirmTrial, ...]) -> Sequence[ConfirmTrial]:
+        """Start what fits, and end one of the running trials."""
+        wanted = {key_of(trial) for trial in trials}
+        assert set(self._running) <= wanted, "a running trial is no longer needed"
+        for trial in trials:
+            if len(self._running) < self._slots:
+                self._running.setdefault(key_of(trial), trial)
+        key = self._random.choice(sorted(self._running))
+        return (self._running.pop(key),)
+
+
+@given(world=worlds(), slots=st.integers(1, 7), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+def test_running_in_parallel_runs_the_same_trials_to_the_same_verdict(
+    world: tuple[Space, list[Any], Truth], slots: int, seed: int
+) -> None:
+    space, rows, truth = world
+    verdict, after = finish(space, rows, truth)
+    other, others = finish(space, rows, truth, pick=Machine(slots, seed).pick)
+    assert other == verdict
+    assert {(r.trial_id, r.attempt) for r in others} == {(r.trial_id, r.attempt) for r in after}
+    assert {(r.trial_id, r.candidate_id, r.octave) for r in others} == {
+        (r.trial_id, r.candidate_id, r.octave) for r in after
+    }
+    assert len(after) - len(rows) <= 3 * describe_cost(space).max_trials
+
+
+@given(world=worlds(), cut=st.floats(0, 1), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+def test_any_prefix_in_any_order_resumes_to_the_same_verdict(
+    world: tuple[Space, list[Any], Truth], cut: float, seed: int
+) -> None:
+    space, rows, truth = world
+    verdict, after = finish(space, rows, truth)
+    num_kept = len(rows) + int(cut * (len(after) - len(rows)))
+    kept = after[:num_kept]
+    random.Random(seed).shuffle(kept)
+    confirmation = Confirmation(space)
+    while not isinstance(
+        answer := confirmation.next_need(kept, can_afford=lambda _: True), Verdict
+    ):
+        trial = answer.trials[-1]
+        attempt = 1 + sum(
+            (r.config_id, r.seed_index) == key_of(trial) for r in kept if r.stage is Stage.CONFIRM
+        )
+        end = truth(trial.settings, trial.seed_index, attempt)
+        kept.append(row_of(trial, end, CONFIRM_STEPS, attempt))
+    assert answer == verdict
+    random.Random(seed).shuffle(after)
+    assert next_need(after, space, can_afford=lambda _: True) == verdict
+
+
+@given(world=worlds())
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+def test_what_is_called_stable_meets_the_bar(world: tuple[Space, list[Any], Truth]) -> None:
+    space, rows, truth = world
+    verdict, after = finish(space, rows, truth)
+    assert Verdict.from_json(verdict.to_json()) == verdict
+    if verdict.kind is VerdictKind.STABLE:
+        own = [r for r in after if r.stage is Stage.CONFIRM and r.config_id == verdict.choice]
+        assert {r.seed_index for r in own} >= set(range(space.study.confirm.seeds))
+        last = [r for r in own if r.summary.outcome is not Outcome.INFRASTRUCTURE]
+        assert {r.summary.outcome for r in last} == {Outcome.COMPLETED}
+        low, high = space.learning_rate_range()
+        assert low <= float(own[0].settings["learning_rate"]) <= high  # type: ignore[arg-type]
+    else:
+        assert (verdict.exit_code, verdict.choice) == (3, None)
+        assert verdict.reason

@@ -1,0 +1,351 @@
+"""Commands, what they print where, and their exit codes; the study behind them is scripted."""
+
+import json
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stability_search.search
+from stability_search.cli import main
+from stability_search.errors import (
+    InfrastructureError,
+    StabilitySearchError,
+    StoppedEarlyError,
+    UserCodeError,
+)
+from stability_search.events import Event
+from stability_search.records import Verdict, VerdictKind
+
+SPACE = """\
+task: teacher
+seed: 0
+fixed:
+  batch_size: 2
+space:
+  learning_rate: {loguniform: {low: 1e-4, high: 0.3}}
+  precision: {choice: [fp32, fp16]}
+  init_scale: {choice: [1024, 65536], when: {precision: fp16}}
+"""
+ONE = """\
+task: teacher
+fixed: {learning_rate: 1e-3, batch_size: 2}
+confirm: {seeds: 1}
+"""
+
+
+class TerminatedError(StabilitySearchError):
+    exit_code = 143
+
+
+@dataclass
+class FakeStudy:
+    """Stands in for the study: notes what it was asked, and ends as told."""
+
+    directory: Path
+    kind: VerdictKind = VerdictKind.STABLE
+    exit_code: int = 0
+    raises: Exception | None = None
+    on_play: Callable[[], object] = lambda: None
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def end(self) -> Any:  # noqa: ANN401 - stands in for Study
+        verdict = Verdict(kind=self.kind, exit_code=self.exit_code)
+        return types.SimpleNamespace(
+            directory=self.directory, verdict=verdict, lines=("the \x1b[1mverdict",)
+        )
+
+    def run_study(self, space: object, **options: Any) -> object:  # noqa: ANN401
+        self.calls.append(("run", {"space": space, **options}))
+        return self._play(options["on_event"])
+
+    def resume_study(self, run: Path, overrides: object, **options: Any) -> object:  # noqa: ANN401
+        self.calls.append(("resume", {"run": run, "overrides": overrides, **options}))
+        return self._play(options["on_event"])
+
+    def render_run(self, run: Path) -> object:
+        self.calls.append(("report", {"run": run}))
+        return self.end()
+
+    def plan_study(self, space: object) -> tuple[str, ...]:
+        self.calls.append(("plan", {"space": space}))
+        return ("2 trials", "files in reports/")
+
+    def _play(self, on_event: Callable[[Event], None]) -> object:
+        self.directory.mkdir(exist_ok=True)
+        self.on_play()
+        fields = {"run_directory": str(self.directory), "device": "cpu", "trials": 2, "slots": 1}
+        on_event(Event(name="study_started", time="2026-03-01T12:00:00Z", fields=fields))
+        if self.raises is not None:
+            raise self.raises
+        (self.directory / "report.html").write_text("")
+        return self.end()
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStudy]:
+    fake = FakeStudy(tmp_path / "a run")
+    module = types.ModuleType("stability_search.search.study")
+    for name in ("run_study", "resume_study", "render_run", "plan_study"):
+        setattr(module, name, getattr(fake, name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(stability_search.search, "study", module, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher.yaml").write_text(SPACE)
+    (tmp_path / "one.yaml").write_text(ONE)
+    return fake
+
+
+@pytest.mark.usefixtures("study")
+def test_run_prints_the_verdict_on_stdout_and_everything_else_on_stderr(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--space", "teacher.yaml"]) == 0
+
+    out, err = capfd.readouterr()
+    assert out.splitlines() == [
+        r"the \x1b[1mverdict",
+        "report: a run/report.html",
+        "next: stability-search run --space 'a run/best.yaml'  # checks the choice again",
+    ]
+    assert err.splitlines() == [
+        "space file: teacher.yaml",
+        f"12:00:00 study started, 2 search trials, 1 at a time, on cpu; files in {tmp_path}/a run",
+    ]
+
+
+def test_the_verdict_reaches_stdout_while_descriptor_1_leads_to_a_log(
+    study: FakeStudy, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = os.dup(1)
+    study.on_play = lambda: os.dup2(os.open("a.log", os.O_WRONLY | os.O_CREAT), 1)
+    try:
+        assert main(["run", "--space", "teacher.yaml"]) == 0
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+    assert Path("a.log").read_text() == ""
+    assert capfd.readouterr().out.startswith(r"the \x1b[1mverdict")
+
+
+def test_run_hands_on_every_option(study: FakeStudy) -> None:
+    words = ["run", "--space", "teacher.yaml", "--set", "trial.steps=50", "--set", "seed=7"]
+    assert main([*words, "--output", "there", "--address", "ray://head:10001"]) == 0
+
+    [(name, call)] = study.calls
+    assert (name, call["output"], call["address"]) == ("run", Path("there"), "ray://head:10001")
+    assert (call["space"].study.trial_steps, call["space"].study.seed) == (50, 7)
+    assert call["command"].startswith("stability-search run --space teacher.yaml --set trial")
+
+
+def test_json_events_leave_only_json_on_stdout(
+    study: FakeStudy, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--space", "teacher.yaml", "--json-events"]) == 0
+
+    out, err = capfd.readouterr()
+    [line] = [json.loads(line) for line in out.splitlines()]
+    assert (line["event"], line["run_directory"]) == ("study_started", str(study.directory))
+    assert r"the \x1b[1mverdict" in err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "last"),
+    [
+        (VerdictKind.NONE, 3, "next: widen what the report names, then run again"),
+        (VerdictKind.INCOMPLETE, 6, "next: stability-search resume 'a run'"),
+    ],
+)
+def test_the_exit_code_and_the_next_command_follow_the_verdict(
+    kind: VerdictKind, code: int, last: str, study: FakeStudy, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study.kind, study.exit_code = kind, code
+
+    assert main(["resume", "a run", "--set", "search.trials=96"]) == code
+
+    [(name, call)] = study.calls
+    assert (name, call["run"], list(call["overrides"])) == (
+        *("resume", Path("a run")),
+        ["search.trials=96"],
+    )
+    assert capfd.readouterr().out.splitlines()[-1] == last
+
+
+def test_report_exits_0_whatever_the_verdict(
+    study: FakeStudy, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study.kind, study.exit_code = VerdictKind.NONE, 3
+
+    assert main(["report", "a run"]) == 0
+
+    assert study.calls == [("report", {"run": Path("a run")})]
+    assert capfd.readouterr().out.startswith(r"the \x1b[1mverdict")
+
+
+def test_a_dry_run_prints_the_plan_and_starts_nothing(
+    study: FakeStudy, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--space", "teacher.yaml", "--dry-run"]) == 0
+
+    assert [name for name, _ in study.calls] == ["plan"]
+    assert capfd.readouterr().out.splitlines() == ["2 trials", "files in reports/"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InfrastructureError("12 of 40 attempts were lost.", hint="Run doctor."), 4),
+        (UserCodeError("ValueError at task.py:3"), 5),
+        (StoppedEarlyError("disk full"), 6),
+        (TerminatedError("interrupted"), 143),
+    ],
+)
+def test_an_error_of_ours_is_one_line_and_its_exit_code(
+    error: StabilitySearchError, code: int, study: FakeStudy, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study.raises = error
+
+    assert main(["run", "--space", "teacher.yaml"]) == code
+
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == str(error)
+    assert "Traceback" not in err
+
+
+def test_any_other_error_is_a_bug_with_traceback_and_log(
+    study: FakeStudy, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study.raises = RuntimeError("boom \x1b[2J")
+
+    assert main(["run", "--space", "teacher.yaml"]) == 1
+
+    err = capfd.readouterr().err
+    log = study.directory / "run.log"
+    assert "Traceback (most recent call last):" in err
+    assert r"RuntimeError: boom \x1b[2J" in err
+    assert f"Log: {log}" in err
+    assert err.splitlines()[-1].startswith("This is a bug in stability-search")
+    assert "RuntimeError: boom" in log.read_text()
+
+
+def test_ctrl_c_outside_of_a_study_is_130(
+    study: FakeStudy, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(run: Path) -> object:
+        raise KeyboardInterrupt(run)
+
+    monkeypatch.setattr(sys.modules["stability_search.search.study"], "render_run", interrupted)
+
+    assert main(["report", str(study.directory)]) == 130
+    assert capfd.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run"], "Missing option '--space'."),
+        (["runn"], "No such command 'runn'."),
+        (["run", "--space", "x", "--spce", "\x1b[2J"], "No such option"),
+        (["diagnose"], "No such command 'diagnose'."),
+        (["resume"], "Missing argument 'RUN'."),
+    ],
+)
+def test_a_wrong_command_line_is_exit_2_in_one_line(
+    words: list[str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert says in err
+    assert "\x1b" not in err
+    assert err.endswith("See `stability-search --help`.\n")
+
+
+@pytest.mark.parametrize("command", ["run", "resume", "report", "validate", "schema", "doctor"])
+def test_every_command_has_help(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert capfd.readouterr().out.startswith(f"Usage: stability-search {command}")
+
+
+def test_help_names_the_commands_and_no_others(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+
+    text = capfd.readouterr().out.partition("Commands:")[2]
+    names = [
+        line.split()[0] for line in text.splitlines() if line.startswith("  ") and line[2] != " "
+    ]
+    assert names == ["run", "resume", "report", "validate", "schema", "doctor"]
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        (
+            "teacher.yaml",
+            (
+                "teacher.yaml: ok. 3 settings vary (1 conditional), 1 fixed; 48 trials of "
+                "200 steps, then up to 3 ladders of 400 steps on 5 seeds"
+            ),
+        ),
+        (
+            "one.yaml",
+            "one.yaml: ok. one configuration, 2 fixed; 1 ladder of 400 steps on 1 seed",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("study")
+def test_validate_says_what_the_file_asks_for(
+    file: str, line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "--space", file]) == 0
+    assert capfd.readouterr().out.splitlines()[0] == line
+
+
+@pytest.mark.usefixtures("study")
+def test_a_bad_space_file_is_exit_2_with_every_problem(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    text = SPACE.replace("low: 1e-4", "low: -1").replace("batch_size: 2", "batch_siz: 2")
+    Path("bad.yaml").write_text(text)
+
+    assert main(["validate", "--space", "bad.yaml"]) == 2
+
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "bad.yaml:4:" in err
+    assert "bad.yaml:6:" in err
+    assert err.splitlines()[-1] == "2 problems; nothing was started"
+
+
+def test_schema_is_a_json_schema(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert "task" in json.loads(capfd.readouterr().out)["properties"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.usefixtures("study")
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["schema"], 6), (["report", "a run"], 6), (["run", "--space", "one.yaml"], 0)],
+)
+def test_a_full_disk_under_stdout_is_said(
+    words: list[str], code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept, full = os.dup(1), os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, 1)
+    try:
+        assert main(words) == code
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(full)
+
+    assert capfd.readouterr().err.splitlines()[-1].endswith("written: No space left on device.")

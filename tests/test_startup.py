@@ -1,0 +1,69 @@
+"""Reading commands start fast because they load nothing heavy: seen in a fresh process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "ray", "pandas", "optuna", "plotly")
+SPACE = """
+task: teacher
+space:
+  learning_rate: {loguniform: {low: 1e-4, high: 0.3}}
+  precision: {choice: [fp32, fp16]}
+"""
+PROBE = """
+import json, sys
+from stability_search.cli import main
+code = main(sys.argv[2:])
+loaded = [name for name in sys.argv[1].split(",") if name in sys.modules]
+print(json.dumps({"code": code, "loaded": loaded}), file=sys.stderr)
+"""
+
+
+def heavy_modules_of(*words: str, cwd: Path, before: str = "", path: str = "") -> list[str]:
+    done = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-c", before + PROBE, ",".join(HEAVY), *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (path, str(ROOT))))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result = json.loads(done.stderr.splitlines()[-1])
+    assert result["code"] == 0, done.stderr
+    assert done.stdout
+    loaded: list[str] = result["loaded"]
+    return loaded
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["--version"],
+        ["validate", "--space", "space.yaml"],
+        ["schema"],
+    ],
+    ids=" ".join,
+)
+def test_reading_commands_load_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(SPACE)
+
+    assert heavy_modules_of(*words, cwd=tmp_path) == []
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_the_twin_a_heavy_module_is_seen_when_it_is_loaded(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.py").write_text("")
+
+    loaded = heavy_modules_of(
+        "--version", cwd=tmp_path, before=f"import {name}", path=str(tmp_path)
+    )
+
+    assert loaded == [name]
