@@ -32,9 +32,9 @@ class Column:
 
 
 def _columns(table: TableName, lines: str) -> tuple[Column, ...]:
-    """Read `name | dtype | unit | meaning` lines, a column each."""
+    """Read `name | dtype | unit | meaning` lines, a column each; indented lines go on."""
     columns = []
-    for line in lines.strip().splitlines():
+    for line in lines.strip().replace("\n    ", " ").splitlines():
         name, dtype, unit, meaning = (part.strip() for part in line.split("|"))
         if dtype not in ("string", "Int64", "Float64", "boolean"):
             raise AssertionError(f"{table}.{name}: no such type: {dtype}")
@@ -51,7 +51,8 @@ index | Int64 | >= 0 | Position among the trials of its stage, in the order they
 attempt | Int64 | >= 1 | 1, or more after an `infrastructure` end.
 config_id | string | | Hash of the active settings, the learning rate included.
 candidate_id | string | | The `config_id` whose ladder it belongs to; null outside confirm.
-octave | Int64 | doublings | Of the learning rate from the candidate's, negative below; null outside confirm.
+octave | Int64 | doublings | Of the learning rate from the candidate's, negative below; null
+    outside confirm.
 seed | Int64 | | Seed of the trial.
 seed_index | Int64 | >= 0 | Position of that seed among the stage's seeds.
 is_control | boolean | | True if a kill was noted but the trial was let run on.
@@ -60,16 +61,20 @@ node | string | | Host that ran it.
 device | string | | `cpu`, or the name of the GPU.
 outcome | string | | How the trial ended.
 reason | string | | Why, as a short phrase; empty for `completed`.
-is_stable | boolean | | `completed` with q >= 1/2; null where the end says nothing about stability.
-horizon | Int64 | steps | The horizon T that q and the probes refer to; a pilot trial may run beyond it.
-q | Float64 | [0, 1] | Run score, higher is better; null where the end says nothing about stability.
+is_stable | boolean | | `completed` with q >= 1/2; null where the end says nothing about
+    stability.
+horizon | Int64 | steps | The horizon T that q and the probes refer to; a pilot trial may run
+    beyond it.
+q | Float64 | [0, 1] | Run score, higher is better; null where the end says nothing about
+    stability.
 calm | Float64 | [0, 1] | Factor A: few bad steps.
 smooth | Float64 | [0, 1] | Factor B: few lasting spikes.
 kept | Float64 | [0, 1] | Factor C: keeps what it gained.
 progress | Float64 | [0, 1] | Factor P: how far it came on the study's yardstick.
 num_spikes | Int64 | steps | Steps of lasting spikes.
 probe_first | Float64 | loss | Probe loss before the first step.
-probe_last | Float64 | loss | Last probe level E_T: median of the last three probes of the horizon; null if it did not get there finite.
+probe_last | Float64 | loss | Last probe level E_T: median of the last three probes of the
+    horizon; null if it did not get there finite.
 num_planned_steps | Int64 | steps | Steps the trial was to take.
 num_steps | Int64 | steps | Attempted steps.
 num_judged_steps | Int64 | steps | `ok` and `bad` steps.
@@ -77,9 +82,11 @@ num_bad_steps | Int64 | steps | `bad` steps.
 num_calibration_steps | Int64 | steps | Overflows of a benign loss-scale search.
 num_data_steps | Int64 | steps | Steps whose batch was at fault.
 first_bad_step | Int64 | step | First `bad` step, from 1; null if there was none.
-first_nonfinite_module | string | | Module that first turned finite values non-finite at the first bad step.
+first_nonfinite_module | string | | Module that first turned finite values non-finite at the
+    first bad step.
 first_nonfinite_phase | string | | `forward`, `loss` or `backward`, of the first bad step.
-evidence | Float64 | >= 0 | E_t of the kill rule after the last judged step; kills at 1/`prune.false_kill`.
+evidence | Float64 | >= 0 | E_t of the kill rule after the last judged step; kills at
+    1/`prune.false_kill`.
 final_scale | Float64 | | Loss scale at the end; null without loss scaling.
 grad_norm_median | Float64 | L2 norm | Median finite gradient norm before clipping.
 grad_norm_max | Float64 | L2 norm | Largest finite gradient norm before clipping.
@@ -88,7 +95,8 @@ attention_max | Float64 | logit | Largest attention logit seen, before cap and m
 clamp_frac | Float64 | [0, 1] | Share of attention outputs outside the clamp, before it acted.
 cap_frac | Float64 | [0, 1] | Share of attention logits beyond the cap, before it acted.
 are_parameters_finite | boolean | | False if a parameter ended NaN or infinite.
-told_value | Float64 | [0, 1] | What the sampler was told; null outside search or where told as failed.
+told_value | Float64 | [0, 1] | What the sampler was told; null outside search or where told as
+    failed.
 error_type | string | | Exception type of a `user_error` or `infrastructure` end.
 error_place | string | | `file:line` that raised it.
 warnings | string | | What a reader of the row must know, sentences separated by a space.
@@ -99,8 +107,10 @@ wall_s | Float64 | s | Time from the trial's start to its end.
 
 _CONFIGURATIONS = """
 config_id | string | | Hash of the active settings, the learning rate included.
-role | string | | `choice`, `tied`, `closest`, `confirmed` (had all seeds), `rung` (part of a ladder), `search` or `pilot`: the first that applies.
-is_fastest | boolean | | True for the configuration with the lowest last probe among those that meet the bar.
+role | string | | `choice`, `tied`, `closest`, `confirmed` (had all seeds), `rung` (part of a
+    ladder), `search` or `pilot`: the first that applies.
+is_fastest | boolean | | True for the configuration with the lowest last probe among those that
+    meet the bar.
 score | Float64 | [0, 100] | Stability score S-v1, higher is better; null before confirm.
 q_lower | Float64 | [0, 1] | Q, a lower bound on the mean run score over seeds.
 mean_margin | Float64 | [0, 1] | M, mean run score over the rungs above.
@@ -117,11 +127,14 @@ ceiling | Float64 | [0, 100] | Largest score possible with that many seeds.
 num_planned_steps | Int64 | steps | Horizon of its confirmation.
 num_judged_steps | Int64 | steps | `ok` and `bad` steps over all seeds.
 num_bad_steps | Int64 | steps | `bad` steps over all seeds.
-bad_rate_bound | Float64 | [0, 1] | The rate of bad steps is at most this at 95 % confidence, if steps are independent.
+bad_rate_bound | Float64 | [0, 1] | The rate of bad steps is at most this at 95 % confidence, if
+    steps are independent.
 probe_last | Float64 | loss | Mean last probe level E_T over its seeds.
-meets_bar | boolean | | True if every seed completed with q >= 1/2 and the margin is large enough.
+meets_bar | boolean | | True if every seed completed with q >= 1/2 and the margin is large
+    enough.
 missed | string | | What it missed of the bar, in plain words; empty if it meets it.
-search_q | Float64 | [0, 1] | Run score of its search trial; null if it was not part of the search.
+search_q | Float64 | [0, 1] | Run score of its search trial; null if it was not part of the
+    search.
 """
 
 COLUMNS: tuple[Column, ...] = (
@@ -131,3 +144,17 @@ COLUMNS: tuple[Column, ...] = (
 
 RESERVED_NAMES: frozenset[str] = frozenset(column.name for column in COLUMNS)
 """Names that no setting of a task may have: they are columns already."""
+
+
+def as_markdown() -> str:
+    """Return both tables of columns as Markdown, as they stand in `report/README.md`."""
+    lines = []
+    for table in ("trials", "configurations"):
+        lines += [f"### `{table}`", "", "| column | type | unit or range | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"| `{c.name}` | {c.dtype} | {c.unit} | {c.meaning} |"
+            for c in COLUMNS
+            if c.table == table
+        ]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"

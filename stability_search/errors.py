@@ -54,8 +54,10 @@ class Problem:
 
     def __str__(self) -> str:
         """Render the line, and the excerpt below it."""
-        head = f"{self.where}  {self.key}: {self.message}" if self.key else (
-            f"{self.where}  {self.message}"
+        head = (
+            f"{self.where}  {self.key}: {self.message}"
+            if self.key
+            else (f"{self.where}  {self.message}")
         )
         return f"{head}\n{self.excerpt}" if self.excerpt else head
 

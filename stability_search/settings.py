@@ -396,7 +396,8 @@ class StudySettings:
         name: Name of the study, a plain file name.
         seed: Seed every other seed is made from, >= 0.
         trial_steps: Horizon of pilot and search trials, >= 20.
-        timeout_s: Wall-clock limit of a trial of `trial_steps`; longer ones get more in proportion.
+        timeout_s: Wall-clock limit of a trial of `trial_steps`; longer ones get more in
+            proportion.
         search: The search stage and the budgets.
         kill_rule: When bad steps end a trial.
         control: Share of killed search trials that are let run on, in [0, 1].

@@ -23,6 +23,7 @@ from stability_search.settings import StudySettings
 from stability_search.yardstick import Yardstick, readings, score_completed
 
 LEARNING_RATE = "learning_rate"
+LADDER_SEEDS = 2  # the rungs of a ladder run on so many of the seeds
 
 _FamilyKey: TypeAlias = frozenset[tuple[str, object]]
 
@@ -240,7 +241,12 @@ def _standing(  # noqa: PLR0913 - one configuration among the study's trials, by
     octaves = study.confirm.octaves
     family, learning_rate = _place(settings)
     seeds = trials.at((family, learning_rate), asked)
-    rungs = [trials.at((family, _doubled(learning_rate, k)), asked) for k in range(1, octaves + 1)]
+    # A rung that was itself a base once has more seeds than a ladder asks for; they must not
+    # count against the rungs below it.
+    on_ladder = [index for index in asked if index < LADDER_SEEDS]
+    rungs = [
+        trials.at((family, _doubled(learning_rate, k)), on_ladder) for k in range(1, octaves + 1)
+    ]
     rung_q = tuple(tuple(one.run.q for one in rung) or None for rung in rungs)
     score = stability_score([one.run.q for one in seeds], rung_q, octaves)
     missed = _missed(seeds, len(asked), score, study)

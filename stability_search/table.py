@@ -30,7 +30,7 @@ from stability_search.standing import (
     configuration_standings,
     score_trial,
 )
-from stability_search.yardstick import Yardstick, readings, yardstick
+from stability_search.yardstick import Yardstick, readings, refused, yardstick
 
 STABLE_Q = S_V1.alive_q
 """A completed trial counts as stable from this run score on."""
@@ -75,10 +75,12 @@ def study_yardsticks(rows: Sequence[TrialRow], study: StudySettings) -> dict[int
         study: The study's blocks; gives the two horizons.
 
     Returns:
-        A yardstick each for `trial.steps` and `confirm.steps`, by horizon.
+        A yardstick each for `trial.steps` and `confirm.steps`, by horizon; one without signal
+        makes every score 0.
     """
     horizons = sorted({study.trial_steps, study.confirm.steps})
-    return {horizon: yardstick(rows, horizon) for horizon in horizons}
+    fitted = {horizon: yardstick(rows, horizon) for horizon in horizons}
+    return {h: one if one.has_signal else refused(one) for h, one in fitted.items()}
 
 
 def check_setting_names(names: Iterable[str]) -> None:
@@ -90,7 +92,8 @@ def check_setting_names(names: Iterable[str]) -> None:
     taken = sorted(RESERVED_NAMES.intersection(names))
     if taken:
         raise UsageError(
-            f"A setting must not be named like a column of the tables, but got {', '.join(taken)}.",
+            "A setting must not be named like a column of the tables, "
+            f"but got {', '.join(taken)}.",
             hint="Rename that parameter of the task's constructor.",
         )
 
@@ -134,10 +137,20 @@ def build_tables(
     ]
     extra: dict[str, Dtype] = dict(types)
     for name in metrics:
-        extra |= {_metric_column(name, "first"): "Float64", _metric_column(name, "last"): "Float64"}
+        extra |= {
+            _metric_column(name, "first"): "Float64",
+            _metric_column(name, "last"): "Float64",
+        }
     return Tables(
         trials=_frame("trials", trial_rows, extra),
-        configurations=_configurations(ordered, types, scores, study, yardsticks, verdict),
+        configurations=_configurations(
+            ordered,
+            types=types,
+            scores=scores,
+            study=study,
+            yardsticks=yardsticks,
+            verdict=verdict,
+        ),
     )
 
 
@@ -239,7 +252,10 @@ def _scored(
 
 
 def _trial_values(
-    row: TrialRow, score: RunScore | None, study: StudySettings, yardsticks: Mapping[int, Yardstick]
+    row: TrialRow,
+    score: RunScore | None,
+    study: StudySettings,
+    yardsticks: Mapping[int, Yardstick],
 ) -> dict[str, Any]:
     """Return one value for every declared column of `trials`."""
     summary, horizon = row.summary, yardsticks[_horizon(row, study)].horizon
@@ -314,6 +330,7 @@ _ENGINE_TYPES: Mapping[str, Dtype] = _engine_types()
 
 def _configurations(  # noqa: PLR0913 - the facts of build_tables, already worked out
     rows: Sequence[TrialRow],
+    *,
     types: Mapping[str, Dtype],
     scores: Mapping[tuple[str, int], RunScore | None],
     study: StudySettings,
@@ -321,7 +338,9 @@ def _configurations(  # noqa: PLR0913 - the facts of build_tables, already worke
     verdict: Verdict,
 ) -> pd.DataFrame:
     confirm = yardsticks[study.confirm.steps]
-    standings = {s.config_id: s for s in configuration_standings(rows, study=study, yardstick=confirm)}
+    standings = {
+        s.config_id: s for s in configuration_standings(rows, study=study, yardstick=confirm)
+    }
     settings: dict[str, Mapping[str, Json]] = {}
     stages: dict[str, set[Stage]] = {}
     search_q: dict[str, float] = {}
@@ -336,7 +355,7 @@ def _configurations(  # noqa: PLR0913 - the facts of build_tables, already worke
             "config_id": config_id,
             "role": _role(config_id, verdict, stages[config_id]),
             "is_fastest": config_id == verdict.fastest,
-            **_standing_values(standings.get(config_id), study),
+            **_standing_values(standings.get(config_id)),
             "search_q": search_q.get(config_id),
             **_setting_values(settings[config_id], types),
         }
@@ -370,22 +389,28 @@ def _role(config_id: str, verdict: Verdict, stages: set[Stage]) -> str:
     return next((role for role, applies in roles if applies), "pilot")
 
 
-def _standing_values(standing: ConfigurationStanding | None, study: StudySettings) -> dict[str, Any]:
+def _standing_values(standing: ConfigurationStanding | None) -> dict[str, Any]:
     if standing is None:
         return {}
-    own = ("calm", "smooth", "kept", "progress", "num_completed", "num_planned_steps",
-           "num_judged_steps", "num_bad_steps", "bad_rate_bound", "probe_last", "meets_bar")  # fmt: skip
-    ofscore = ("score", "q_lower", "mean_margin", "margin_octaves", "margin_is_capped",
-               "num_seeds", "ceiling")  # fmt: skip
+    own = (
+        *("calm", "smooth", "kept", "progress", "num_completed", "num_planned_steps"),
+        *("num_judged_steps", "num_bad_steps", "bad_rate_bound", "probe_last", "meets_bar"),
+    )
+    of_score = (
+        *("score", "q_lower", "mean_margin", "margin_octaves", "margin_is_capped"),
+        *("num_seeds", "ceiling"),
+    )
     return {
         **{name: getattr(standing, name) for name in own},
-        **{name: getattr(standing.score, name) for name in ofscore},
+        **{name: getattr(standing.score, name) for name in of_score},
         "num_stable_seeds": sum(q >= STABLE_Q for q in standing.q),
         "missed": "; ".join(standing.missed),
     }
 
 
-def _frame(table: TableName, rows: Sequence[Mapping[str, Any]], extra: Mapping[str, Dtype]) -> pd.DataFrame:
+def _frame(
+    table: TableName, rows: Sequence[Mapping[str, Any]], extra: Mapping[str, Dtype]
+) -> pd.DataFrame:
     """Make a table of the declared columns and, after them, the study's own."""
     types = {c.name: c.dtype for c in COLUMNS if c.table == table} | dict(extra)
     arrays = {
@@ -395,7 +420,7 @@ def _frame(table: TableName, rows: Sequence[Mapping[str, Any]], extra: Mapping[s
     return pd.DataFrame(arrays)
 
 
-def _cell(value: Any, dtype: Dtype) -> Any:  # noqa: ANN401 - any JSON value in, one column's value out
+def _cell(value: Any, dtype: Dtype) -> Any:  # noqa: ANN401 - JSON in, a cell out
     """Return a value the column can hold: finite, in range, valid text; else None."""
     if value is None:
         return None

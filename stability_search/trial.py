@@ -93,6 +93,7 @@ class _Tally:
     labels: dict[StepLabel, int] = field(default_factory=lambda: dict.fromkeys(StepLabel, 0))
     judged_losses: list[float | None] = field(default_factory=list)
     judged_steps: list[int] = field(default_factory=list)
+    bad_steps: list[int] = field(default_factory=list)
     first_bad: StepRecord | None = None
     grad_norms: list[float] = field(default_factory=list)
     num_applied: int = 0
@@ -120,8 +121,9 @@ class _Tally:
         if record.label.is_judged:
             self.judged_losses.append(record.loss)
             self.judged_steps.append(record.step)
-        if record.label is StepLabel.BAD and self.first_bad is None:
-            self.first_bad = record
+        if record.label is StepLabel.BAD:
+            self.bad_steps.append(record.step)
+            self.first_bad = self.first_bad or record
         self.num_applied += record.is_applied
         self.num_clipped += record.clipped
         self.final_scale = record.scale
@@ -159,7 +161,9 @@ def run_trial(
     started = clock()
     tally = _Tally()
     try:
-        trial = _Trial(config, constants, tally, clock, started, faults or NoFaults())
+        trial = _Trial(
+            config, constants, tally, clock=clock, started=started, faults=faults or NoFaults()
+        )
         with trial.engine:
             outcome, reason = yield from trial.run()
             trial.close(outcome)
@@ -170,7 +174,9 @@ def run_trial(
         else:
             outcome, reason = Outcome.USER_ERROR, _first_line(caught)
             error = (type(caught).__name__, _place(caught), _traceback_text(caught))
-    return _summary(config, tally, outcome, reason, error, clock() - started)
+    return _summary(
+        config, tally, outcome=outcome, reason=reason, error=error, wall_s=clock() - started
+    )
 
 
 class _Trial:
@@ -181,6 +187,7 @@ class _Trial:
         config: TrialConfig,
         constants: TrialConstants,
         tally: _Tally,
+        *,
         clock: Clock,
         started: float,
         faults: Faults,
@@ -392,6 +399,7 @@ def _traceback_text(error: BaseException) -> str:
 def _summary(  # noqa: PLR0913 - the parts of a summary
     config: TrialConfig,
     tally: _Tally,
+    *,
     outcome: Outcome,
     reason: str,
     error: tuple[str, str, str],
@@ -412,6 +420,7 @@ def _summary(  # noqa: PLR0913 - the parts of a summary
         num_data_steps=labels[StepLabel.DATA],
         judged_losses=tuple(tally.judged_losses),
         judged_steps=tuple(tally.judged_steps),
+        bad_steps=tuple(tally.bad_steps),
         probe_steps=tuple(tally.probe_steps),
         probe_losses=tuple(mean_or_none(row) for row in tally.probe_batch_losses),
         probe_batch_losses=tuple(tally.probe_batch_losses),
@@ -445,4 +454,3 @@ def _summary(  # noqa: PLR0913 - the parts of a summary
 
 def _device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else "cpu"
-

@@ -132,7 +132,7 @@ def score_completed(
         summary: A completed trial that planned at least `horizon` steps.
         horizon: Steps T after which it is scored. Readings, judged steps and bad steps are those
             of the first T attempted steps, as far as the summary keeps their numbers; without
-            `judged_steps` the first T judged losses stand in, and all bad steps count.
+            `judged_steps` the first T judged losses stand in, without `bad_steps` all count.
         e0: E_0 of that horizon.
         delta: Delta of that horizon; None gives a score of 0.
     """
@@ -154,11 +154,14 @@ def _judged_until(summary: TrialSummary, horizon: int) -> tuple[int, int, Sequen
     if horizon >= summary.num_planned_steps:
         return summary.num_bad_steps, summary.num_judged_steps, losses
     if summary.judged_steps:
-        num_bad = sum(step <= horizon for step in summary.bad_steps)
         kept = zip(summary.judged_steps, losses, strict=True)
         losses = tuple(loss for step, loss in kept if step <= horizon)
+    else:
+        losses = losses[:horizon]
+    if len(summary.bad_steps) == summary.num_bad_steps:
+        num_bad = sum(step <= horizon for step in summary.bad_steps)
         return num_bad, len(losses), losses
-    losses = losses[:horizon]
+    # Where the bad steps were is not known: all count, rather than none.
     return min(summary.num_bad_steps, len(losses)), len(losses), losses
 
 

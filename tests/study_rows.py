@@ -135,7 +135,9 @@ def summary_of(
     is_fp16 = values["precision"] == "fp16"
     if outcome is None:
         num_bad = 1 if is_fp16 and wobble > 0.8 else 0
-        losses = tuple(_probe(rate, t, edge) * (1 + 0.03 * _wobble(t, seed_index)) for t in range(steps))
+        losses = tuple(
+            _probe(rate, t, edge) * (1 + 0.03 * _wobble(t, seed_index)) for t in range(steps)
+        )
         return TrialSummary(
             outcome=Outcome.COMPLETED,
             num_planned_steps=steps,
@@ -146,6 +148,9 @@ def summary_of(
             judged_losses=losses[: steps - (2 if is_fp16 else 0)],
             probe_steps=at,
             probe_losses=tuple(_probe(rate, t, edge) * (1 + 0.01 * wobble * (t > 0)) for t in at),
+            probe_batch_losses=tuple(
+                tuple(_probe(rate, t, edge) * (1 + 0.004 * b) for b in range(4)) for t in at
+            ),
             metrics_first={"word_error_rate": 1.0},
             metrics_last={"word_error_rate": 0.28 + 0.2 * abs(wobble)},
             baseline=BLIND,
@@ -160,7 +165,9 @@ def summary_of(
             train_s=4.1 * steps / 200,
             wall_s=4.9 * steps / 200,
         )
-    stop = {Outcome.DIVERGED: 70, Outcome.NONFINITE_PARAMETERS: 12}.get(outcome, 22 + int(9 * wobble))
+    stop = {Outcome.DIVERGED: 70, Outcome.NONFINITE_PARAMETERS: 12}.get(
+        outcome, 22 + int(9 * wobble)
+    )
     num_bad = 0 if outcome is Outcome.DIVERGED else min(9, stop)
     shown = tuple(t for t in at if t <= stop)
     return TrialSummary(
@@ -196,7 +203,11 @@ def summary_of(
 
 
 def trial_row(
-    stage: Stage, index: int, values: Mapping[str, Any], summary: TrialSummary, **more: Any  # noqa: ANN401
+    stage: Stage,
+    index: int,
+    values: Mapping[str, Any],
+    summary: TrialSummary,
+    **more: Any,  # noqa: ANN401
 ) -> TrialRow:
     """Return one finished trial as the ledger keeps it."""
     seconds = 40 * index + {Stage.PILOT: 0, Stage.SEARCH: 400, Stage.CONFIRM: 2600}[stage]
@@ -223,7 +234,9 @@ def pilot_rows(trial_steps: int = 200, confirm_steps: int = 400) -> list[TrialRo
     for index, rate in enumerate(rates):
         values = settings(learning_rate=rate)
         rows.append(
-            trial_row(Stage.PILOT, index, values, summary_of(values, steps=confirm_steps, probes=probes))
+            trial_row(
+                Stage.PILOT, index, values, summary_of(values, steps=confirm_steps, probes=probes)
+            )
         )
     return rows
 
@@ -231,7 +244,12 @@ def pilot_rows(trial_steps: int = 200, confirm_steps: int = 400) -> list[TrialRo
 def search_rows(count: int = 48, *, worst: float = 1.0) -> list[TrialRow]:
     """Return a search with every outcome; `worst` scales the learning rates."""
     clips, scales = (None, 0.5, 1.0, 5.0, 10.0), (1024, 65536, 16777216)
-    odd = {9: Outcome.OUT_OF_MEMORY, 21: Outcome.TIMED_OUT, 30: Outcome.INFRASTRUCTURE, 37: Outcome.USER_ERROR}
+    odd = {
+        9: Outcome.OUT_OF_MEMORY,
+        21: Outcome.TIMED_OUT,
+        30: Outcome.INFRASTRUCTURE,
+        37: Outcome.USER_ERROR,
+    }
     rows = []
     for index in range(count):
         share = (index * 0.618034) % 1.0
@@ -261,7 +279,12 @@ def search_rows(count: int = 48, *, worst: float = 1.0) -> list[TrialRow]:
 
 
 def ladder_rows(
-    candidate: Mapping[str, Any], first_index: int, *, octaves: tuple[int, ...], base: int, seeds: int = 5
+    candidate: Mapping[str, Any],
+    first_index: int,
+    *,
+    octaves: tuple[int, ...],
+    base: int,
+    seeds: int = 5,
 ) -> list[TrialRow]:
     """Return a ladder: every rung on two seeds, the base on all of them."""
     rows: list[TrialRow] = []

@@ -1,5 +1,6 @@
 """Commands, what they print where, and their exit codes; the study behind them is scripted."""
 
+import contextlib
 import json
 import os
 import sys
@@ -119,16 +120,32 @@ def test_run_prints_the_verdict_on_stdout_and_everything_else_on_stderr(
     ]
 
 
-def test_the_verdict_reaches_stdout_while_descriptor_1_leads_to_a_log(
-    study: FakeStudy, capfd: pytest.CaptureFixture[str]
-) -> None:
-    kept = os.dup(1)
-    study.on_play = lambda: os.dup2(os.open("a.log", os.O_WRONLY | os.O_CREAT), 1)
+@contextlib.contextmanager
+def descriptor_1(path: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Let standard output be descriptor 1, as outside of pytest, and give what leads it to a path.
+
+    Pytest's capture sets `sys.stdout` anew before each phase, so no fixture can do this.
+    """
+    kept, opened = os.dup(1), os.open(path, os.O_WRONLY | os.O_CREAT)
     try:
-        assert main(["run", "--space", "teacher.yaml"]) == 0
+        with (
+            open(1, "w", encoding="utf-8", closefd=False) as stream,
+            monkeypatch.context() as patch,
+        ):
+            patch.setattr("sys.stdout", stream)
+            yield lambda: os.dup2(opened, 1) and None
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+        os.close(opened)
+
+
+def test_the_verdict_reaches_stdout_while_descriptor_1_leads_to_a_log(
+    study: FakeStudy, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with descriptor_1("a.log", monkeypatch) as redirect:
+        study.on_play = redirect
+        assert main(["run", "--space", "teacher.yaml"]) == 0
 
     assert Path("a.log").read_text() == ""
     assert capfd.readouterr().out.startswith(r"the \x1b[1mverdict")
@@ -337,15 +354,13 @@ def test_schema_is_a_json_schema(capfd: pytest.CaptureFixture[str]) -> None:
     [(["schema"], 6), (["report", "a run"], 6), (["run", "--space", "one.yaml"], 0)],
 )
 def test_a_full_disk_under_stdout_is_said(
-    words: list[str], code: int, capfd: pytest.CaptureFixture[str]
+    words: list[str],
+    code: int,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kept, full = os.dup(1), os.open("/dev/full", os.O_WRONLY)
-    os.dup2(full, 1)
-    try:
+    with descriptor_1("/dev/full", monkeypatch) as redirect:
+        redirect()
         assert main(words) == code
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(full)
 
     assert capfd.readouterr().err.splitlines()[-1].endswith("written: No space left on device.")

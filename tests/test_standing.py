@@ -198,10 +198,11 @@ def test_a_rung_that_was_not_run_is_none() -> None:
     assert standing.score.margin_octaves == 0
 
 
-def test_rungs_are_read_at_the_seeds_asked_for() -> None:
-    rows = [*GOOD[:5], *rung(1, [1.0, 1.0, 3.9])]
-    assert stand(rows, seeds=(0, 1)).rungs[0] == (1.0, 1.0)
-    assert len(stand(rows).rungs[0] or ()) == 3
+def test_rungs_are_read_at_the_first_two_seeds_though_they_may_have_more() -> None:
+    rows = [*GOOD[:5], *rung(1, [1.0, 1.0, 3.9])]  # rung 1 was a base and failed its third seed
+    assert stand(rows, seeds=(0,)).rungs[0] == (1.0,)
+    assert stand(rows).rungs[0] == (1.0, 1.0)
+    assert stand(rows).meets_bar
 
 
 # --------------------------------------------------------------------------------- the bar
@@ -308,4 +309,4 @@ def test_ten_times_the_rows_take_about_ten_times_as_long() -> None:
             taken.append(time.process_time() - start)
         return min(taken)
 
-    assert seconds(big_study(600)) < 35 * seconds(big_study(60))
+    assert seconds(big_study(300)) < 35 * seconds(big_study(30))

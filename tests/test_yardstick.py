@@ -149,6 +149,19 @@ def test_a_longer_trial_is_scored_by_the_steps_of_the_shorter_horizon() -> None:
     assert long.num_spikes == 3
 
 
+def test_bad_steps_of_unknown_place_all_count() -> None:
+    judged = tuple(range(1, 41))
+    summary = two_horizons(
+        probe_losses=(9.0, *[1.0] * 15),
+        num_judged_steps=40,
+        num_bad_steps=2,
+        judged_steps=judged,
+        judged_losses=(2.0,) * 40,
+    )
+    score = score_completed(summary, horizon=20, e0=9.0, delta=8.0)
+    assert score.calm == 2.0 ** (-(2 / 20) / 0.02)
+
+
 def test_without_step_numbers_the_first_judged_steps_stand_in() -> None:
     summary = two_horizons(
         probe_losses=(9.0, *[1.0] * 15),

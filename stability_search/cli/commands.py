@@ -16,7 +16,13 @@ import typer
 from stability_search import __version__
 from stability_search.cli.inert import inert
 from stability_search.cli.lines import counted
-from stability_search.cli.outlets import Outlet, choose_outlet, data_sink, message_sink
+from stability_search.cli.outlets import (
+    Outlet,
+    choose_outlet,
+    data_sink,
+    kept_stderr,
+    message_sink,
+)
 from stability_search.errors import StabilitySearchError, StoppedEarlyError
 from stability_search.events import Event
 from stability_search.records import VerdictKind
@@ -251,8 +257,8 @@ def _print(*lines: str) -> None:
 
 def _watched(study: Callable[[Callable[[Event], None]], "Study"], *, json_events: bool) -> int:
     """Run a study with its events shown, print its end, and return its exit code."""
-    with data_sink() as out:
-        end = _shown(study, choose_outlet(json_events=json_events, out=out))
+    with data_sink() as out, kept_stderr() as err:
+        end = _shown(study, choose_outlet(json_events=json_events, out=out, err=err))
         (message_sink() if json_events else out).write(*_closing_lines(end))
         if out.failure:  # the study is done all the same: its files hold everything
             message_sink().write(f"Standard output could not be written: {out.failure}.")

@@ -70,6 +70,18 @@ def data_sink() -> Iterator[Sink]:
         yield Sink(stream)
 
 
+@contextlib.contextmanager
+def kept_stderr() -> Iterator[TextIO]:
+    """Open a copy of standard error, which leads to the reader while Ray's own goes to a log."""
+    try:
+        descriptor = os.dup(sys.stderr.fileno())
+    except (io.UnsupportedOperation, OSError):  # not a real file, as in a notebook
+        yield sys.stderr
+        return
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
+        yield stream
+
+
 def message_sink() -> Sink:
     """Return a sink on standard error."""
     return Sink(sys.stderr)
@@ -184,20 +196,21 @@ def clock_time(iso: str) -> str:
         return "--:--:--"
 
 
-def choose_outlet(*, json_events: bool, out: Sink) -> Outlet:
+def choose_outlet(*, json_events: bool, out: Sink, err: TextIO) -> Outlet:
     """Return the outlet for where the command runs.
 
     Args:
         json_events: True if standard output shall be JSON lines only.
         out: Standard output.
+        err: Standard error, or a copy of it.
     """
     if json_events:
-        return JsonLines(out, message_sink())
-    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        return JsonLines(out, Sink(err))
+    if err.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         from stability_search.cli.live import LiveView  # Rich costs 0.1 s
 
-        return LiveView(sys.stderr)
-    return PlainLines(message_sink())
+        return LiveView(err)
+    return PlainLines(Sink(err))
 
 
 def _discard(stream: TextIO) -> None:

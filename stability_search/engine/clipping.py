@@ -33,7 +33,7 @@ def rescale_gradients(
     """
     if clip_norm is None:
         if inverse_scale != 1.0:
-            torch._foreach_mul_(list(gradients), inverse_scale)  # noqa: SLF001 - no public name
+            torch._foreach_mul_(list(gradients), inverse_scale)
         return
     factor = torch.clamp(clip_norm / (norm + CLIP_EPS), max=1.0) * inverse_scale
-    torch._foreach_mul_(list(gradients), factor)  # noqa: SLF001 - no public name
+    torch._foreach_mul_(list(gradients), factor)

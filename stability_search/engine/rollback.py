@@ -21,7 +21,7 @@ class Rollback:
     def mark(self) -> None:
         """Remember the state as it is now."""
         if self._buffers:
-            torch._foreach_copy_(self._copies, self._buffers)  # noqa: SLF001 - no public name
+            torch._foreach_copy_(self._copies, self._buffers)
         self._random = [torch.get_rng_state()]
         if self._device.type == "cuda":
             self._random.append(torch.cuda.get_rng_state(self._device))
@@ -30,7 +30,7 @@ class Rollback:
         """Put the buffers back, to the bit."""
         if self._buffers:
             with torch.no_grad():
-                torch._foreach_copy_(self._buffers, self._copies)  # noqa: SLF001 - no public name
+                torch._foreach_copy_(self._buffers, self._copies)
 
     def restore_random_state(self) -> None:
         """Put the random state back."""

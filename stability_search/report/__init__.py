@@ -1,4 +1,4 @@
-"""The report of a study: one HTML page, a Markdown summary, JSON, and the terminal's last lines."""
+"""The report of a study: an HTML page, a Markdown summary, JSON, the terminal's last lines."""
 
 from stability_search.report.context import Report
 from stability_search.report.document import json_schema, render_json

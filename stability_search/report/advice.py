@@ -74,7 +74,9 @@ def what_broke(view: View) -> list[str]:
     if not rows:
         return []
     stable = sum(bool(row["is_stable"]) for row in rows)
-    sentences = [f"{stable:,} of {count(len(rows), 'search trial')} were stable."]
+    sentences = [
+        f"{stable:,} of {count(len(rows), 'search trial')} completed with q of at least 1/2."
+    ]
     modules = Counter(
         (row["first_nonfinite_module"], row["first_nonfinite_phase"])
         for row in rows
@@ -102,21 +104,13 @@ def what_to_widen(view: View) -> str:
     rows = [row for row in view.results if row["stage"] in {"search", "pilot"}]
     rates = sorted(row["learning_rate"] for row in rows if row.get("learning_rate"))
     closest = view.by_id.get(view.verdict.closest or "")
-    if not rates or closest is None:
+    if not rates or closest is None or not closest.get("learning_rate"):
         return "Run more trials: too few ended to say which setting to widen."
     if "learning_rate" not in view.report.varying:
         return "Let learning_rate vary: it is the setting that most often decides stability."
-    rate, low, high = closest["learning_rate"], rates[0], rates[-1]
-    broke = [row for row in rows if row["outcome"] != Outcome.COMPLETED]
-    if log2(rate / low) <= 1 and closest.get("progress") != 0:
-        return f"Widen learning_rate downwards: the closest lies at its lower end ({number(low)})."
-    completed = [row for row in rows if row["outcome"] == Outcome.COMPLETED]
-    if completed and all(not row["progress"] for row in completed):
-        return "Raise trial.steps: what completed had not yet learned anything."
-    if broke and len(broke) == len(rows):
-        return f"Widen learning_rate downwards: every trial from {number(low)} on broke."
-    if log2(high / rate) <= 1 and not broke:
-        return f"Widen learning_rate upwards: the closest lies at its upper end ({number(high)})."
+    found = _rate_hint(rows, closest)
+    if found:
+        return found
     absent = [
         name
         for name in ("attention_logit_cap", "clip_norm", "warmup_steps")
@@ -124,6 +118,23 @@ def what_to_widen(view: View) -> str:
     ]
     hint = f", and let {absent[0]} vary" if absent else ", and raise trial.steps"
     return f"Widen learning_rate downwards{hint}: in these ranges nothing had progress and margin."
+
+
+def _rate_hint(rows: Sequence[Row], closest: Row) -> str:
+    """Say which end of the learning rates asks for more, if one does; else nothing."""
+    rates = [row["learning_rate"] for row in rows if row.get("learning_rate")]
+    rate, low, high = closest["learning_rate"], min(rates), max(rates)
+    broke = [row for row in rows if row["outcome"] != Outcome.COMPLETED]
+    completed = [row for row in rows if row["outcome"] == Outcome.COMPLETED]
+    if not completed:
+        return f"Widen learning_rate downwards: every trial from {number(low)} on broke."
+    if all(not row["progress"] for row in completed):
+        return "Raise trial.steps: what completed had not yet learned anything."
+    if log2(rate / low) <= 1 and closest.get("progress") != 0:
+        return f"Widen learning_rate downwards: the closest lies at its lower end ({number(low)})."
+    if log2(high / rate) <= 1 and not broke:
+        return f"Widen learning_rate upwards: the closest lies at its upper end ({number(high)})."
+    return ""
 
 
 def warnings(view: View) -> tuple[str, ...]:
@@ -173,4 +184,4 @@ def _precision_warnings(view: View) -> list[str]:
 
 
 def _share(value: Any, counts: tuple[int, int]) -> str:  # noqa: ANN401 - any JSON scalar
-    return f"{counts[0]:,} of {counts[1]:,} stable at {setting_value(value)}"
+    return f"{counts[0]:,} of {counts[1]:,} held at {setting_value(value)}"

@@ -23,9 +23,9 @@ from stability_search.report.wording import (
 
 MAX_LINES = 60
 _MAX_WARNINGS = 8
-_MAX_SETTINGS = 18
+_MAX_SETTINGS = 14
 _MAX_ITEMS = 4
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+_SPECIAL = re.compile(r"([\\`*_\[\]|~$]|^[-+#=])")  # headings and lists begin a line
 
 
 def render_markdown(report: Report) -> str:

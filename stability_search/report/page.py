@@ -103,7 +103,9 @@ def _policy(scripts: tuple[str, ...]) -> str:
 
 def _period(view: View) -> str:
     """Return when the trials started, to the minute: the page itself carries no clock."""
-    starts = sorted(row["started_at"][:16].replace("T", " ") for row in view.trials if row["started_at"])
+    starts = sorted(
+        row["started_at"][:16].replace("T", " ") for row in view.trials if row["started_at"]
+    )
     if not starts:
         return ""
     return f"{starts[0]} to {starts[-1]} UTC" if starts[0] != starts[-1] else f"{starts[0]} UTC"

@@ -1,4 +1,4 @@
-"""A configuration as text to copy: YAML, a `GuardedEngine` call, PyTorch and `TrainingArguments`."""
+"""A configuration as text to copy: YAML, `GuardedEngine`, PyTorch, `TrainingArguments`."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def as_yaml(settings: Settings) -> str:
 def as_guarded_engine(settings: Settings) -> str:
     """Return a configuration as a call of the public engine."""
     arguments = [
-        f"    {name}={ascii(value)},"
+        f"    {name}={value!a},"
         for name, value in settings.items()
         if name in ENGINE_SETTING_NAMES and value is not None
     ]
@@ -49,7 +49,7 @@ def as_guarded_engine(settings: Settings) -> str:
         for name, value in settings.items()
         if name not in ENGINE_SETTING_NAMES and value is not None
     }
-    note = [f"# {ascii(name)[1:-1]}: {ascii(value)}" for name, value in others.items()]
+    note = [f"# {ascii(name)[1:-1]}: {value!a}" for name, value in others.items()]
     return "\n".join(
         [
             "from stability_search import EngineSettings, GuardedEngine",
@@ -84,7 +84,10 @@ def as_pytorch(settings: Settings, device: str) -> str:
         )
     if get("warmup_steps") or get("schedule") != "constant":
         lines.append(f"# warm up over {get('warmup_steps')!r} steps, then {get('schedule')}")
-    lines += ["", f"for micro_batch in window:  # {windows} of batch size {get('batch_size') or 16}"]
+    lines += [
+        "",
+        f"for micro_batch in window:  # {windows} of batch size {get('batch_size') or 16}",
+    ]
     forward = "loss = loss_fn(model, micro_batch)" + (f" / {windows}" if windows > 1 else "")
     if get("precision") == "fp32":
         lines.append(f"    {forward}")
@@ -130,7 +133,9 @@ def as_training_arguments(settings: Settings) -> str:
     lines = [f"    {name}={value!r}," for name, value in values.items()]
     scale = {"init_scale": "the Trainer makes its own GradScaler; pass it a scaler of this scale"}
     notes = _missing_lines(settings, frozenset({"gradient_checkpointing"}), scale)
-    return "\n".join(["args = TrainingArguments(", "    output_dir=output_dir,", *lines, ")", *notes])
+    return "\n".join(
+        ["args = TrainingArguments(", "    output_dir=output_dir,", *lines, ")", *notes]
+    )
 
 
 def _getter(settings: Settings) -> Any:  # noqa: ANN401 - a function over mixed values

@@ -59,16 +59,9 @@ def _numbers(view: View, row: Row) -> list[str]:
     if row["score"] is None:
         q = "unknown" if row["search_q"] is None else f"{row['search_q']:.2f}"
         return [f"run score q {q} in one search trial; nothing was confirmed"]
-    factors = ", ".join(
-        f"{letter} {row[name]:.2f}"
-        for letter, name in (("A", "calm"), ("B", "smooth"), ("C", "kept"), ("P", "progress"),
-                             ("Q", "q_lower"))
-        if row[name] is not None
-    )  # fmt: skip
     lines = [
-        f"score {score_text(row['score'])} of at most {row['ceiling']:.1f} ({factors})",
-        f"stable on {seeds_text(row)} over {row['num_planned_steps']:,} steps on "
-        f"{plain(view.report.device)}; margin: {margin_text(row, view.study.confirm.octaves)}",
+        _score(row),
+        f"on {plain(view.report.device)}: {_stability(view, row)}",
         bad_steps_text(row),
     ]
     for target in targets(view, row["config_id"]):
@@ -89,5 +82,17 @@ def _role(view: View, row: Row) -> str:
 def _one_line(view: View, row: Row) -> str:
     if row["score"] is None:
         return f"{row['config_id']}, not confirmed"
+    return f"{row['config_id']}: {_score(row)}, {_stability(view, row)}"
+
+
+def _score(row: Row) -> str:
+    """Return the score with its ceiling and its factors: it never stands without them."""
+    names = (("A", "calm"), ("B", "smooth"), ("C", "kept"), ("P", "progress"), ("Q", "q_lower"))
+    factors = [f"{letter} {row[name]:.2f}" for letter, name in names if row[name] is not None]
+    score = f"score {score_text(row['score'])} of at most {row['ceiling']:.1f}"
+    return f"{score} ({', '.join(factors)})"
+
+
+def _stability(view: View, row: Row) -> str:
     margin = margin_text(row, view.study.confirm.octaves)
-    return f"{row['config_id']}, score {score_text(row['score'])}, {seeds_text(row)}, margin: {margin}"
+    return f"{seeds_text(row)} stable over {row['num_planned_steps']:,} steps, margin: {margin}"

@@ -86,8 +86,10 @@ def margin_text(row: Row, octaves: int) -> str:
         return "not measured"
     if margin == 0 and not row["margin_is_capped"]:
         return "no doubling"
-    return f"at least {count(margin, 'doubling')}" if row["margin_is_capped"] else (
-        count(margin, "doubling")
+    return (
+        f"at least {count(margin, 'doubling')}"
+        if row["margin_is_capped"]
+        else (count(margin, "doubling"))
     )
 
 
@@ -103,7 +105,9 @@ def bad_steps_text(row: Row) -> str:
         return "no step was judged"
     text = f"{row['num_bad_steps']:,} of {count(judged, 'step')} bad"
     bound = row.get("bad_rate_bound")
-    return text if bound is None else f"{text}; at most {percent_at_most(bound)} at 95 % confidence"
+    return (
+        text if bound is None else f"{text}; at most {percent_at_most(bound)} at 95 % confidence"
+    )
 
 
 def headline(view: View) -> str:

@@ -176,6 +176,6 @@ class Grid:
 
     @property
     def has_one_base(self) -> bool:
-        """True if no other learning rate is allowed, so that the candidate is its own base."""
+        """True if no other rung of the ladder is in range: the candidate is its own base."""
         others = (*range(self.lowest, 0), *range(1, self.octaves + 1))
         return not any(self.rung(octave).is_in_range for octave in others)

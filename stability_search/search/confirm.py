@@ -12,6 +12,7 @@ where it was, and the order in which trials finish changes nothing.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from stability_search.records import ChoiceReason, Json, Stage, TrialRow, Verdict
 from stability_search.search import verdicts
@@ -91,8 +92,7 @@ def describe_cost(space: Space) -> ConfirmCost:
     octaves = 0
     while low * 2.0 ** (octaves + 1) <= high:
         octaves += 1
-    below = min(2 * confirm.octaves, octaves)
-    each = most_trials(below, confirm, has_one_base=octaves == 0)
+    each = most_trials(min(2 * confirm.octaves, octaves), confirm, can_fall_back=octaves > 0)
     second_look = num_ladders * confirm.seeds if num_ladders > 1 else 0
     return ConfirmCost(
         num_ladders=num_ladders,
@@ -159,6 +159,44 @@ class _Ladders:
         """Candidates without a base."""
         pairs = zip(self.candidates, self.progress, strict=True)
         return tuple(c.config_id for c, progress in pairs if progress.base is None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _SecondLook:
+    """As many seeds again, for every base that met the bar at the first look."""
+
+    rungs: tuple[Rung, ...]
+    num_seeds: int
+    wanted: tuple[tuple[Rung, int], ...]
+
+    @classmethod
+    def after(cls, first: Look, ladders: _Ladders, results: Results, num_seeds: int) -> Self:
+        """Work out which of its trials have not ended."""
+        rungs = tuple(rung for rung in ladders.bases if rung.config_id in first.met_ids)
+        seeds = range(num_seeds, 2 * num_seeds)
+        wanted = (
+            (rung, seed) for rung in rungs for seed in results.unfinished(rung.config_id, seeds)
+        )
+        return cls(rungs=rungs, num_seeds=num_seeds, wanted=tuple(wanted))
+
+    @property
+    def has_begun(self) -> bool:
+        """True once one of its seeds has ended.
+
+        Then there are two looks, whatever is left of the budget: going back to the alpha of a
+        single one would be a third look.
+        """
+        return len(self.wanted) < len(self.rungs) * self.num_seeds
+
+    def seeds_of(self) -> dict[str, Sequence[int]]:
+        """Return the seeds of both looks that have ended, for each of its configurations."""
+        wanted = {(rung.config_id, seed) for rung, seed in self.wanted}
+        return {
+            rung.config_id: tuple(
+                seed for seed in range(2 * self.num_seeds) if (rung.config_id, seed) not in wanted
+            )
+            for rung in self.rungs
+        }
 
 
 def _once(rungs: Iterable[Rung | None]) -> tuple[Rung, ...]:
@@ -273,55 +311,55 @@ class Confirmation:
         can_afford: Callable[[int], bool],
     ) -> Need | Verdict:
         """Take the first look, and the second where one is due."""
-        num_seeds = self._confirm.seeds
-        seeds_of: dict[str, Sequence[int]] = dict.fromkeys(ladders.confirmed_ids, range(num_seeds))
-        base_ids = [rung.config_id for rung in ladders.bases]
         first = take_look(
-            rows_of_look(rows, num_seeds),
+            rows_of_look(rows, self._confirm.seeds),
             self._study,
             results,
             rungs=ladders.confirmed,
-            seeds_of=seeds_of,
-            competing=base_ids,
+            seeds_of=self._first_seeds(ladders),
+            competing=[rung.config_id for rung in ladders.bases],
         )
         end = self._end_of_look(rows, first, ladders)
         if end is not None:
             return end
-        second = range(num_seeds, 2 * num_seeds)
-        going_on = [rung for rung in ladders.bases if rung.config_id in first.met_ids]
-        wanted = [
-            (rung, seed)
-            for rung in going_on
-            for seed in results.unfinished(rung.config_id, second)
-        ]
-        # Once a seed of the second look has ended there are two looks, whatever is left of the
-        # budget: going back to the alpha of a single look would be a third.
-        has_begun = len(wanted) < len(going_on) * len(second)
-        can_go_on = not wanted or can_afford(len(wanted))
-        alpha = ALPHA_TWO_LOOKS if has_begun or can_go_on else ALPHA_ONE_LOOK
+        more = _SecondLook.after(first, ladders, results, self._confirm.seeds)
+        can_go_on = not more.wanted or can_afford(len(more.wanted))
+        alpha = ALPHA_TWO_LOOKS if more.has_begun or can_go_on else ALPHA_ONE_LOOK
         choice = first.choose(alpha)
         is_settled = choice.reason is not ChoiceReason.TIED or choice.is_close
         if is_settled or alpha == ALPHA_ONE_LOOK:
             return self._stable(rows, first, choice, ladders)
-        if wanted and can_go_on:
-            return Need(trials=tuple(_trial(rung, seed, ladders.places) for rung, seed in wanted))
-        for rung in going_on:
-            ended = set(second).difference(seed for other, seed in wanted if other is rung)
-            seeds_of[rung.config_id] = (*range(num_seeds), *sorted(ended))
+        if more.wanted and can_go_on:
+            trials = (_trial(rung, seed, ladders.places) for rung, seed in more.wanted)
+            return Need(trials=tuple(trials))
+        return self._look_again(rows, ladders, results, first, more)
+
+    def _look_again(
+        self,
+        rows: Sequence[TrialRow],
+        ladders: _Ladders,
+        results: Results,
+        first: Look,
+        more: _SecondLook,
+    ) -> Verdict:
+        """Take the second look, or what the budget left of it."""
         last = take_look(
             rows,
             self._study,
             results,
             rungs=ladders.confirmed,
-            seeds_of=seeds_of,
+            seeds_of=self._first_seeds(ladders) | more.seeds_of(),
             competing=first.met_ids,
         )
         end = self._end_of_look(rows, last, ladders)
         if end is not None:
             return end
-        if wanted:
+        if more.wanted:
             return self._cut_short(rows, first, last, ladders)
-        return self._stable(rows, last, last.choose(alpha), ladders)
+        return self._stable(rows, last, last.choose(ALPHA_TWO_LOOKS), ladders)
+
+    def _first_seeds(self, ladders: _Ladders) -> dict[str, Sequence[int]]:
+        return dict.fromkeys(ladders.confirmed_ids, range(self._confirm.seeds))
 
     def _end_of_look(
         self, rows: Sequence[TrialRow], look: Look, ladders: _Ladders

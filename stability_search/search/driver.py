@@ -130,7 +130,7 @@ class Cluster:
         """Return what all nodes together offer."""
         import ray
 
-        offered: dict[str, float] = ray.cluster_resources()
+        offered: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         return offered
 
 
@@ -158,7 +158,7 @@ def drive(
     from ray import tune
 
     from stability_search.search.trainable import TrialTrainable
-    from stability_search.search.tune_bridge import Bridge, SourceSearcher
+    from stability_search.search.tune_bridge import Bridge, Leave, SourceSearcher
 
     bridge = Bridge(source, signals)
     searcher = SourceSearcher(
@@ -170,20 +170,22 @@ def drive(
             "report_s": max(REPORT_S, machine.num_slots / MAX_REPORTS_PER_S),
         },
     )
-    tune.run(
-        tune.with_resources(
-            TrialTrainable, {"cpu": machine.cpu_per_trial, "gpu": machine.gpu_per_trial}
-        ),
-        name="trials",
-        storage_path=str(cluster.storage),
-        search_alg=searcher,
-        num_samples=-1,
-        max_concurrent_trials=machine.num_slots,
-        reuse_actors=True,
-        callbacks=[bridge],
-        max_failures=0,
-        raise_on_failed_trial=False,
-        verbose=0,
-        trial_name_creator=lambda trial: trial.trial_id,
-        trial_dirname_creator=lambda trial: trial.trial_id,
-    )
+    with contextlib.suppress(Leave):
+        tune.run(
+            tune.with_resources(
+                TrialTrainable, {"cpu": machine.cpu_per_trial, "gpu": machine.gpu_per_trial}
+            ),
+            name="trials",
+            storage_path=str(cluster.storage),
+            search_alg=searcher,
+            num_samples=-1,
+            max_concurrent_trials=machine.num_slots,
+            reuse_actors=True,
+            callbacks=[bridge],
+            max_failures=0,
+            raise_on_failed_trial=False,
+            verbose=0,
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        )
+    signals.check()

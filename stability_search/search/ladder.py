@@ -17,10 +17,9 @@ from statistics import fmean
 from stability_search.records import Outcome, Stage, TrialRow
 from stability_search.scoring import S_V1, StabilityScore, stability_score
 from stability_search.search.candidates import Grid, Rung
+from stability_search.search.request import MAX_ATTEMPTS
 from stability_search.settings import ConfirmSettings
-
-MAX_ATTEMPTS = 3  # an `infrastructure` end is retried twice
-LADDER_SEEDS = 2  # seeds of a rung that is not the base
+from stability_search.standing import LADDER_SEEDS
 
 TrialKey = tuple[str, int]  # config_id, seed_index
 
@@ -159,7 +158,7 @@ class Ladder:
         up = tuple(wanted for wanted in self._climb_up() if wanted.rung is not base)
         if seeds or up:
             return Progress(wanted=(*seeds, *up))
-        return Progress(base=base)
+        return self._fill(base)
 
     def _want(self, octave: int, seeds: Sequence[int]) -> tuple[Wanted, ...]:
         rung = self._grid.rung(octave)
@@ -252,17 +251,18 @@ class Ladder:
             self._results.num_finished(self._grid.rung(octave).config_id, self._all)
             for octave in octaves
         )
-        most = most_trials(-self._grid.lowest, self._confirm, has_one_base=self._grid.has_one_base)
+        can_fall_back = not self._grid.has_one_base or self._grid.rung(-1).is_in_range
+        most = most_trials(-self._grid.lowest, self._confirm, can_fall_back=can_fall_back)
         return max(0, most - finished)
 
 
-def most_trials(below: int, confirm: ConfirmSettings, *, has_one_base: bool) -> int:
+def most_trials(below: int, confirm: ConfirmSettings, *, can_fall_back: bool) -> int:
     """Bound the trials of one ladder from above.
 
     Args:
         below: Rungs below the candidate, >= 0.
         confirm: Seeds and octaves.
-        has_one_base: True if no other learning rate is allowed.
+        can_fall_back: False if no lower learning rate can become the base.
 
     Returns:
         Trials, >= 1, if no rung is dead, none is shared and the fallback is needed.
@@ -270,4 +270,4 @@ def most_trials(below: int, confirm: ConfirmSettings, *, has_one_base: bool) -> 
     pair = len(ladder_seeds(confirm))
     rungs = pair * (1 + below + confirm.octaves)
     fill = confirm.seeds - pair
-    return rungs + fill + (0 if has_one_base else confirm.seeds)
+    return rungs + fill + (confirm.seeds if can_fall_back else 0)

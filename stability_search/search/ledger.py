@@ -34,6 +34,17 @@ _ROW_SUM = "row_sha256"
 _FACTS = "facts"
 _CONSTRAINT = "stability"
 _BUSY_S = 30.0  # a reader waits for the writer's commit, and the writer for a reader
+_NOT_DAMAGE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+    }
+)
 _DIRECTIONS = {Stage.SEARCH: "maximize", Stage.PILOT: "minimize", Stage.CONFIRM: "minimize"}
 
 Distributions = Mapping[str, "BaseDistribution"]
@@ -195,14 +206,17 @@ class Ledger:
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
     if not path.is_file():
         raise _damaged(path, "it is missing")
-    with contextlib.closing(_connect(path)) as connection:
-        try:
+    try:
+        with contextlib.closing(_connect(path)) as connection:
             found = [text for (text,) in connection.execute("PRAGMA integrity_check(1)")]
             if found != ["ok"]:
                 raise _damaged(path, found[0].partition("\n")[0])
             yield connection
-        except (sqlite3.Error, UnicodeDecodeError) as error:
-            raise _damaged(path, error) from error
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        # A busy or forbidden file may be whole: nobody must rebuild over it.
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_DAMAGE:
+            raise UsageError(f"{path}: cannot be read: {error}.") from error
+        raise _damaged(path, error) from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -9,8 +9,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stability_search.errors import InfrastructureError, UsageError, UserCodeError
-from stability_search.records import Json, Outcome, Stage, TrialRow, TrialSummary, Verdict
+from stability_search.errors import (
+    InfrastructureError,
+    StoppedEarlyError,
+    UsageError,
+    UserCodeError,
+)
+from stability_search.records import (
+    Json,
+    Outcome,
+    Stage,
+    TrialRow,
+    TrialSummary,
+    Verdict,
+    VerdictKind,
+)
 from stability_search.search.confirm import Confirmation, ConfirmTrial, Need, describe_cost
 from stability_search.search.request import MAX_ATTEMPTS, TrialRequest
 from stability_search.search.sampler import Sampler, Told, told, varying_values
@@ -278,7 +291,7 @@ class StudyPlan:
     # -- confirm -----------------------------------------------------------------------------
 
     def _next_confirm(self) -> TrialRequest | None:
-        need = self._needed()
+        need = self._budget_left_no_search() or self._needed()
         if isinstance(need, Verdict):
             if not self._in_flight:
                 self.verdict = need
@@ -288,6 +301,15 @@ class StudyPlan:
             if trial_id not in self._in_flight:
                 return self._confirm_request(trial_id, trial)
         return None
+
+    def _budget_left_no_search(self) -> Verdict | None:
+        if not self.space.has_space or any(row.stage is Stage.SEARCH for row in self.rows):
+            return None
+        return Verdict(
+            kind=VerdictKind.INCOMPLETE,
+            exit_code=StoppedEarlyError.exit_code,
+            reason="Half of the budget went to the pilot, so no search trial was started.",
+        )
 
     def _needed(self) -> Need | Verdict:
         if self._need is None or self._need[0] != len(self.rows):
@@ -301,9 +323,7 @@ class StudyPlan:
         taken = {row.index for row in self.rows if row.stage is Stage.CONFIRM}
         taken |= {r.index for r in self._in_flight.values() if r.stage is Stage.CONFIRM}
         index = earlier.index if earlier else max(taken, default=-1) + 1
-        slot = _Slot(
-            trial_id=trial_id, stage=Stage.CONFIRM, index=index, settings=trial.settings
-        )
+        slot = _Slot(trial_id=trial_id, stage=Stage.CONFIRM, index=index, settings=trial.settings)
         request = self._request(
             slot,
             self._constants(measure),

@@ -27,10 +27,10 @@ _PACKAGES = (
 )  # fmt: skip
 _MAX_DIFFERENCE_LINES = 40
 
-# Measured: steps/ 45 to 60 bytes a step, a ledger row 4 KiB and 60 bytes a step; half as much
-# again for the journal and the tables.
+# Measured with every column in use: steps/ 160 bytes a step, the ledger 40 bytes a step and 5 KiB
+# a trial; half as much again for tables, report and journal.
 _BYTES_PER_TRIAL = 24 * 1024
-_BYTES_PER_STEP = 200
+_BYTES_PER_STEP = 300
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,10 +240,12 @@ def facts_of_environment(run: RunDirectory) -> dict[str, Json] | None:
     try:
         facts = json.loads(run.environment.read_text())["study"]
         home = str(Path.home())
-        return {
+        full = {
             key: re.sub(r"^~(?=/|$)", lambda _: home, value) if isinstance(value, str) else value
             for key, value in facts.items()
         }
+        # A home directory in the middle of a text cannot be told from a written `~`.
+        return {**full, "space_text": run.space.read_text()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -402,4 +404,9 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def as_json(value: Mapping[str, Json]) -> str:
+    """Return a mapping as `environment.json` holds it.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
     return json.dumps(value, indent=2, allow_nan=False) + "\n"

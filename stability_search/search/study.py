@@ -136,7 +136,9 @@ def run_study(
     )
     with run_directory.lock(directory):
         ledger = Ledger.create(directory.ledger, run_directory.study_facts(space))
-        study = _Running(space, directory, ledger, space.folder, command, on_event)
+        study = _Running(
+            space, directory, ledger, folder=space.folder, command=command, on_event=on_event
+        )
         return study.run(address)
 
 
@@ -179,7 +181,8 @@ def resume_study(
             write_whole(directory.space, new.text)
             ledger.put_facts({**facts, "space_text": new.text})
         folder = Path(str(facts["original_folder"]))
-        return _Running(new, directory, ledger, folder, command, on_event).run(address)
+        study = _Running(new, directory, ledger, folder=folder, command=command, on_event=on_event)
+        return study.run(address)
 
 
 def render_run(path: Path) -> Study:
@@ -208,10 +211,11 @@ def plan_study(space: Space) -> tuple[str, ...]:
     plan = StudyPlan(space, device="cpu", num_slots=num_slots)
     horizon = max(study.trial_steps, study.confirm.steps)
     trials, steps = planned_work(space)
+    rates = space.pilot_learning_rates()
     lines = [
         spaces.describe(space),
-        f"pilot: {len(space.pilot_learning_rates())} trials of {horizon} steps in fp32, "
-        f"learning rates {', '.join(f'{rate:.3g}' for rate in space.pilot_learning_rates())}",
+        f"pilot: {len(rates)} trials of {horizon} steps in fp32, learning rates "
+        + ", ".join(f"{rate:.3g}" for rate in rates),
     ]
     if space.has_space:
         lines.append(f"search: {study.search.trials} trials of {study.trial_steps} steps")
@@ -254,6 +258,7 @@ class _Running:
         space: Space,
         directory: RunDirectory,
         ledger: Ledger,
+        *,
         folder: Path,
         command: str,
         on_event: Listener,
@@ -378,9 +383,7 @@ class _Running:
     ) -> None:
         """Write down how a trial ended: its steps, then the ledger, then the news."""
         started = self._started.pop(request.trial_id, _Started(at=_now(), node=node))
-        row = self._plan.finish(
-            request, summary, started_at=started.at, node=node or started.node
-        )
+        row = self._plan.finish(request, summary, started_at=started.at, node=node or started.node)
         blob = encode_steps(()) if steps is None else steps
         write_steps(self._directory.step_file(row.trial_id, row.attempt), blob, row)
         self._ledger.add(row, *parameters_of(self._space, row))

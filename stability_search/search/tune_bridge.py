@@ -36,8 +36,15 @@ class _Running:
     was_killed: bool = False
 
 
+class Leave(BaseException):
+    """Leaves Tune's loop at once: its own way out waits seconds for workers to say goodbye.
+
+    Not an `Exception`, or Tune would take that way. Workers end with the driver's connection.
+    """
+
+
 class Bridge(Callback):
-    """Hears what Tune's trials report.
+    """Hears what Tune's trials report. Tune calls every hook by keyword.
 
     Args:
         source: Is told.
@@ -65,26 +72,37 @@ class Bridge(Callback):
 
     # -- Tune's hooks ------------------------------------------------------------------------
 
-    def setup(self, **_: Any) -> None:  # noqa: ANN401 - Tune's
+    def setup(self, **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401 - by keyword
         """Take the signals back: Tune has just taken them."""
         self._signals.install()
 
-    def on_step_end(self, **_: Any) -> None:  # noqa: ANN401 - Tune's
-        """Stop where somebody asked, and kill what neither clock nor watchdog could."""
-        self._signals.check()
+    def on_step_end(self, **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401 - likewise
+        """Leave once all is done or somebody asked, and kill what no clock could stop.
+
+        Raises:
+            Leave: Nothing more is to be done here.
+        """
+        if self._signals.received is not None or (self._source.is_over and not self._running):
+            raise Leave
         for running in self._running.values():
             limit = running.request.config.timeout_s + DRIVER_GRACE_S
             if running.started and not running.was_killed and _age_s(running) > limit:
                 self._kill(running)
 
-    def on_trial_start(self, trial: "Trial", **_: Any) -> None:  # noqa: ANN401 - Tune's
+    def on_trial_start(self, *, trial: "Trial", **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401
         """Note when a worker took the trial, and where."""
         running = self._running[trial.trial_id]
         running.started = time.monotonic()
         running.node = str(trial.node_ip or "")
         self._source.trial_started(running.request, running.node)
 
-    def on_trial_result(self, trial: "Trial", result: dict[str, Any], **_: Any) -> None:  # noqa: ANN401
+    def on_trial_result(  # type: ignore[override]
+        self,
+        *,
+        trial: "Trial",
+        result: dict[str, Any],
+        **_: Any,  # noqa: ANN401
+    ) -> None:
         """Take a report; the blob is taken out, or Tune would keep it."""
         running = self._running[trial.trial_id]
         payload = result.pop("payload", None)
@@ -100,11 +118,11 @@ class Bridge(Callback):
         elif kind == "summary":
             self._end(running, TrialSummary.from_json(json.loads(payload)))
 
-    def on_trial_complete(self, trial: "Trial", **_: Any) -> None:  # noqa: ANN401 - Tune's
+    def on_trial_complete(self, *, trial: "Trial", **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401
         """Forget the trial."""
         self._running.pop(trial.trial_id, None)
 
-    def on_trial_error(self, trial: "Trial", **_: Any) -> None:  # noqa: ANN401 - Tune's
+    def on_trial_error(self, *, trial: "Trial", **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401
         """Name the end of a trial whose worker is gone."""
         running = self._running.pop(trial.trial_id)
         if running.has_ended:  # a dirty process gave itself up after its summary
@@ -129,9 +147,7 @@ class Bridge(Callback):
 
     def _name_loss(self, running: _Running, trial: "Trial") -> tuple[Outcome, str]:
         limit = running.request.config.timeout_s
-        is_late = (
-            running.started and _age_s(running) >= limit + WATCHDOG_GRACE_S - _CLOCK_SLACK_S
-        )
+        is_late = running.started and _age_s(running) >= limit + WATCHDOG_GRACE_S - _CLOCK_SLACK_S
         if running.was_killed or is_late:
             return Outcome.TIMED_OUT, f"over {limit:g} s; its process had to be killed"
         error = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
@@ -164,7 +180,7 @@ class SourceSearcher(Searcher):
         self._bridge = bridge
         self._common = common
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """Return the next trial's configuration, None to wait, or that there is no more."""
         request = self._bridge.next_request(trial_id)
         if request is not None:

@@ -59,11 +59,17 @@ def _when(name: str, node: Node, problems: Problems) -> Mapping[str, tuple[Scala
     for other, value in block.entries.items():
         items = value.items if value.kind == "list" else (value,)
         if not items or any(item.kind != "scalar" for item in items):
-            message = f"`when`: `{other}` takes one value or a list, but got {value.shown()}."
+            message = (
+                f"`when`: `{other}` takes one value, or a list of them, but got {_shown(value)}."
+            )
             problems.add(value.place, ("space", name), message)
             continue
         when[other] = tuple(cast("Scalar", normalised(other, item.value)) for item in items)
     return when
+
+
+def _shown(node: Node) -> str:
+    return "an empty list" if node.kind == "list" and not node.items else node.shown()
 
 
 def _choices(name: str, node: Node, problems: Problems) -> tuple[Scalar, ...]:

@@ -210,7 +210,8 @@ class _TreeReader:
             return self._list(event, path, depth)
         if isinstance(event, ScalarEvent):
             return self._scalar(event, place, path)
-        return Node(kind="scalar", place=place)  # an alias, refused above
+        span = (event.start_mark.index, event.end_mark.index)
+        return Node(kind="scalar", place=place, span=span)  # an alias, refused above
 
     def _refuse_references(self, event: Any, place: Place, path: KeyPath) -> None:  # noqa: ANN401
         if isinstance(event, AliasEvent):
@@ -280,13 +281,13 @@ class _TreeReader:
 
     def _scalar(self, event: ScalarEvent, place: Place, path: KeyPath) -> Node:
         raw = str(event.value)
+        span = (event.start_mark.index, event.end_mark.index)
         if UNPRINTABLE.search(raw):  # written as an escape such as "\0"
             message = "only printable characters may stand here, even as an escape. Remove it."
             self._problems.add(place, path, message, is_broken=True)
-            return Node(kind="scalar", place=place)
+            return Node(kind="scalar", place=place, span=span)
         is_plain = not event.style  # no quotes, no block
         value = self._resolved(raw, place, path) if is_plain else raw
-        span = (event.start_mark.index, event.end_mark.index)
         return Node(kind="scalar", place=place, value=value, raw=raw, span=span)
 
     def _resolved(self, raw: str, place: Place, path: KeyPath) -> Scalar:

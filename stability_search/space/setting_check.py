@@ -167,7 +167,8 @@ class _SettingCheck:
             self._problems.add(place, path, message)
             return False
         items = node.items if node.kind == "list" else (node,)
-        return all([self._is_condition_value_right(path, other, item) for item in items])
+        are_right = [self._is_condition_value_right(path, other, item) for item in items]
+        return all(are_right)
 
     def _is_condition_value_right(self, path: KeyPath, other: str, item: Node) -> bool:
         if item.kind != "scalar":
@@ -241,7 +242,10 @@ class _SettingCheck:
                 message = f"is fixed at {_shown(fixed)}, but got {node.shown()}. Leave it out."
                 self._problems.add(node.place, path, message)
         elif name not in self._space_nodes and name not in self._fixed_nodes:
-            hint = did_you_mean(name, [*self._parameters, *self._fixed]) or " Add it to `space`, or leave it out."
+            hint = (
+                did_you_mean(name, [*self._parameters, *self._fixed])
+                or " Add it to `space`, or leave it out."
+            )
             message = f"no such setting varies here.{hint}"
             self._problems.add(self._tree.key_place(path), path, message)
 

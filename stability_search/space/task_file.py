@@ -16,6 +16,7 @@ from stability_search.settings import TaskReference
 _TASKS_FOLDER = Path(__file__).resolve().parent.parent / "tasks"
 _TASKS_MODULE = "stability_search.tasks"
 _MAX_FILE_BYTES = 4 * 1024 * 1024
+_MAX_NAME = 100
 _PLAIN_BASES = frozenset({"object", "Protocol", "Task"})
 
 
@@ -71,7 +72,7 @@ def builtin_tasks() -> tuple[str, ...]:
 
 def _builtin_file(task: str) -> Path | None:
     path = _TASKS_FOLDER / f"{task}.py"
-    if not path.is_file():
+    if len(task) > _MAX_NAME or not path.is_file():  # a longer name is an error to ask for
         return None
     return path if class_name_of(task) in _classes(_parsed(path)) else None
 

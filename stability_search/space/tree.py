@@ -141,6 +141,7 @@ class Problems:
         self._lines = LINE_BREAK.split(text)
         self._found: list[tuple[tuple[bool, int, int], Problem]] = []
         self._broken: set[Place] = set()
+        self._known: set[Problem] = set()  # a bomb makes thousands
 
     def add(self, place: Place, path: KeyPath, message: str, *, is_broken: bool = False) -> None:
         """Note a problem.
@@ -163,7 +164,8 @@ class Problems:
             message=message,
             excerpt="" if place.origin else self._excerpt(place),
         )
-        if all(problem != other for _, other in self._found):
+        if problem not in self._known:
+            self._known.add(problem)
             self._found.append(((bool(place.origin), place.line, place.column), problem))
 
     @property

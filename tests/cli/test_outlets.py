@@ -296,15 +296,14 @@ def _write_to_closed_pipe() -> None:
 def test_a_pipe_gets_plain_lines_and_a_terminal_the_live_view(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out = Sink(io.StringIO())
-    assert isinstance(choose_outlet(json_events=False, out=out), PlainLines)
-    assert isinstance(choose_outlet(json_events=True, out=out), JsonLines)
+    out, err = Sink(io.StringIO()), io.StringIO()
+    assert isinstance(choose_outlet(json_events=False, out=out, err=err), PlainLines)
+    assert isinstance(choose_outlet(json_events=True, out=out, err=err), JsonLines)
 
-    monkeypatch.setattr("sys.stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")
-    assert isinstance(choose_outlet(json_events=False, out=out), LiveView)
+    assert isinstance(choose_outlet(json_events=False, out=out, err=Terminal()), LiveView)
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(choose_outlet(json_events=False, out=out), PlainLines)
+    assert isinstance(choose_outlet(json_events=False, out=out, err=Terminal()), PlainLines)
 
 
 @pytest.mark.parametrize(

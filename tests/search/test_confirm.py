@@ -1,4 +1,5 @@
 """What confirm proves: looks, choice, budgets, warnings; and that order changes nothing."""
+# ruff: noqa: S311 - dice for tests, not for secrets
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -283,7 +284,7 @@ def test_candidates_are_finished_in_order_and_the_others_are_named() -> None:
 
 
 @given(budget=st.integers(0, 60), width=st.integers(1, 6))
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 def test_a_step_budget_is_never_overspent_and_more_never_finishes_less(
     budget: int, width: int
 ) -> None:
@@ -416,7 +417,7 @@ class Machine:
 
 
 @given(world=worlds(), slots=st.integers(1, 7), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 def test_running_in_parallel_runs_the_same_trials_to_the_same_verdict(
     world: tuple[Space, list[Any], Truth], slots: int, seed: int
 ) -> None:
@@ -432,7 +433,7 @@ def test_running_in_parallel_runs_the_same_trials_to_the_same_verdict(
 
 
 @given(world=worlds(), cut=st.floats(0, 1), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 def test_any_prefix_in_any_order_resumes_to_the_same_verdict(
     world: tuple[Space, list[Any], Truth], cut: float, seed: int
 ) -> None:
@@ -457,7 +458,7 @@ def test_any_prefix_in_any_order_resumes_to_the_same_verdict(
 
 
 @given(world=worlds())
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_called_stable_meets_the_bar(world: tuple[Space, list[Any], Truth]) -> None:
     space, rows, truth = world
     verdict, after = finish(space, rows, truth)

@@ -1,4 +1,5 @@
 """Which trials of the search become candidates."""
+# ruff: noqa: S311 - dice for tests, not for secrets
 
 import random
 

@@ -61,7 +61,7 @@ def standing_of(space: Space, rows: list[TrialRow], verdict: Verdict) -> Configu
 
 
 def test_up_stops_at_the_first_dead_rung_and_down_once_s_no_longer_rises() -> None:
-    """q falls slowly below the candidate and breaks two octaves above it."""
+    """The run score falls slowly below the candidate and breaks two octaves above it."""
     space = make_space(top=1)
     q = {-3: 0.3, -2: 0.5, -1: 0.93, 0: 0.95, 1: 0.9}
     verdict, counts, _ = climb(space, lambda octave, _: q.get(octave, 0.0))
@@ -132,6 +132,9 @@ def test_without_octaves_the_candidate_is_run_on_all_seeds_at_once() -> None:
     assert [trial.seed_index for trial in need.trials] == [0, 1, 2, 3, 4]
     verdict, counts, _ = climb(space, lambda _octave, _seed: 1.0)
     assert (verdict.kind, counts) == (VerdictKind.STABLE, {0: 5})
+    verdict, counts, _ = climb(space, lambda octave, seed: 0.1 if octave == 0 == seed else 1.0)
+    assert counts == {-1: 5, 0: 5}
+    assert octave_of(space, verdict.choice) == -1
 
 
 def test_a_base_that_misses_the_bar_with_all_seeds_moves_one_rung_down_once() -> None:

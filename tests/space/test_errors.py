@@ -36,14 +36,18 @@ def heads(error: SpaceError) -> list[str]:
         (
             "low: 1e-4, high: 0.3",
             "low: 1, high: 1e-6",
-            "x.yaml:10:18  space.learning_rate: `low < high` must hold, but got low=1, "
-            "high=1e-6. Swap them.",
+            (
+                "x.yaml:10:18  space.learning_rate: `low < high` must hold, but got low=1, "
+                "high=1e-6. Swap them."
+            ),
         ),
         (
             "low: 1e-4, high: 0.3",
             "low: 0.1, high: 0.1",
-            "x.yaml:10:18  space.learning_rate: `low < high` must hold, but got low=0.1, "
-            "high=0.1. Put it under `fixed`.",
+            (
+                "x.yaml:10:18  space.learning_rate: `low < high` must hold, but got low=0.1, "
+                "high=0.1. Put it under `fixed`."
+            ),
         ),
         (
             "  clip_norm:",
@@ -55,7 +59,11 @@ def heads(error: SpaceError) -> list[str]:
             "lr: 2",
             "x.yaml:8:3  fixed.lr: no such setting. Did you mean `learning_rate`?",
         ),
-        ("steps: 50 ", "stepz: 50 ", "x.yaml:5:3  trial.stepz: no such key. Did you mean `steps`?"),
+        (
+            "steps: 50 ",
+            "stepz: 50 ",
+            "x.yaml:5:3  trial.stepz: no such key. Did you mean `steps`?",
+        ),
         (
             "steps: 50 ",
             "steps: 19 ",
@@ -74,8 +82,10 @@ def heads(error: SpaceError) -> list[str]:
         (
             "steps: 50 ",
             "steps: 500 ",
-            "x.yaml:5:10  trial.steps: `confirm.steps >= trial.steps` must hold, but got "
-            "confirm.steps=400, trial.steps=500. Try `confirm.steps: 1000`.",
+            (
+                "x.yaml:5:10  trial.steps: `confirm.steps >= trial.steps` must hold, but got "
+                "confirm.steps=400, trial.steps=500. Try `confirm.steps: 1000`."
+            ),
         ),
         (
             "timeout_s: 100",
@@ -95,20 +105,26 @@ def heads(error: SpaceError) -> list[str]:
         (
             "[null, 0.5, 1]",
             "[None, 0.5, 1]",
-            "x.yaml:13:24  space.clip_norm: a number is required, but got 'None'. "
-            "Write `null` to turn it off.",
+            (
+                "x.yaml:13:24  space.clip_norm: a number is required, but got 'None'. "
+                "Write `null` to turn it off."
+            ),
         ),
         (
             "[null, 0.5, 1]",
             "[0, 0.5, 1]",
-            "x.yaml:13:24  space.clip_norm: a finite number > 0 must hold, but got 0. "
-            "Write `null` to turn it off.",
+            (
+                "x.yaml:13:24  space.clip_norm: a finite number > 0 must hold, but got 0. "
+                "Write `null` to turn it off."
+            ),
         ),
         (
             "[null, 0.5, 1]",
             "[1.0, 0.5, 1]",
-            "x.yaml:13:34  space.clip_norm: each choice may stand once, but got 1 twice. "
-            "Remove one.",
+            (
+                "x.yaml:13:34  space.clip_norm: each choice may stand once, but got 1 twice. "
+                "Remove one."
+            ),
         ),
         (
             "[null, 0.5, 1]",
@@ -118,14 +134,19 @@ def heads(error: SpaceError) -> list[str]:
         (
             "[null, 0.5, 1]",
             "[null, [1]]",
-            "x.yaml:13:30  space.clip_norm: a number, a word, `true`, `false` or `null` is "
-            "required, but got a list.",
+            (
+                "x.yaml:13:30  space.clip_norm: a number, a word, `true`, `false` or `null` is "
+                "required, but got a list."
+            ),
         ),
         (
             "[fp32, bf16, fp16]",
             "[fp32, bf61, fp16]",
-            "x.yaml:11:30  space.precision: one of fp32, bf16, fp16 must hold, but got 'bf61'. "
-            "Did you mean `bf16`?",
+            (
+                "x.yaml:11:30  space.precision: one of fp32, bf16, fp16 must hold, but got "
+                "'bf61'. "
+                "Did you mean `bf16`?"
+            ),
         ),
         (
             "{choice: [fp32, bf16, fp16]}",
@@ -145,56 +166,79 @@ def heads(error: SpaceError) -> list[str]:
         (
             "{int: {low: 1, high: 4}}",
             "{int: {low: 1, high: 4}, choice: [1]}",
-            "x.yaml:15:23  space.accumulation_steps: exactly one of choice, uniform, loguniform, "
-            "int, logint is required, but got choice, int.",
+            (
+                "x.yaml:15:23  space.accumulation_steps: exactly one of choice, uniform, "
+                "loguniform, "
+                "int, logint is required, but got choice, int."
+            ),
         ),
         (
             "{int: {low: 1, high: 4}}",
             "{int: {low: 1}}",
-            "x.yaml:15:29  space.accumulation_steps: `high` is required, but it is missing. "
-            "Add `high: ...`.",
+            (
+                "x.yaml:15:29  space.accumulation_steps: `high` is required, but it is missing. "
+                "Add `high: ...`."
+            ),
         ),
         (
             "{int: {low: 1, high: 4}}",
             "4",
-            "x.yaml:15:23  space.accumulation_steps: a mapping is required, but got 4. "
-            "Write `{choice: [...]}`, or put one value under `fixed`.",
+            (
+                "x.yaml:15:23  space.accumulation_steps: a mapping is required, but got 4. "
+                "Write `{choice: [...]}`, or put one value under `fixed`."
+            ),
         ),
         (
             "when: {precision: fp16}",
             "when: {precision: fp61}",
-            "x.yaml:12:57  space.init_scale: `when`: `precision` never is 'fp61', it is one of "
-            "fp32, bf16, fp16. Did you mean `fp16`?",
+            (
+                "x.yaml:12:57  space.init_scale: `when`: `precision` never is 'fp61', it "
+                "is one of "
+                "fp32, bf16, fp16. Did you mean `fp16`?"
+            ),
         ),
         (
             "when: {precision: fp16}",
             "when: {precison: fp16}",
-            "x.yaml:12:46  space.init_scale: `when`: no setting `precison`. "
-            "Did you mean `precision`?",
+            (
+                "x.yaml:12:46  space.init_scale: `when`: no setting `precison`. "
+                "Did you mean `precision`?"
+            ),
         ),
         (
             "when: {precision: fp16}",
             "when: {schedule: cosin}",
-            "x.yaml:12:56  space.init_scale: `when`: `schedule`: one of constant, linear, cosine "
-            "must hold, but got 'cosin'. Did you mean `cosine`?",
+            (
+                "x.yaml:12:56  space.init_scale: `when`: `schedule`: one of constant, "
+                "linear, cosine "
+                "must hold, but got 'cosin'. Did you mean `cosine`?"
+            ),
         ),
         (
             "high: 0.3}}",
             "high: 0.3}, when: {precision: fp16}}",
-            "x.yaml:10:55  space.learning_rate: the learning rate must always apply. "
-            "Remove its `when`.",
+            (
+                "x.yaml:10:55  space.learning_rate: the learning rate must always apply. "
+                "Remove its `when`."
+            ),
         ),
         (
             "learning_rate: 1e-3",
             "learning_rate: 1",
-            "x.yaml:17:21  start_with[0].learning_rate: must lie in the space, 0.0001 to 0.3, but "
-            "got 1. Change it, or widen `space.learning_rate`.",
+            (
+                "x.yaml:17:21  start_with[0].learning_rate: must lie in the space, 0.0001 "
+                "to 0.3, but "
+                "got 1. Change it, or widen `space.learning_rate`."
+            ),
         ),
         (
             "fp16, init_scale: 1024, ",
             "fp32, init_scale: 1024, ",
-            "x.yaml:17:44  start_with[0].init_scale: does not apply where `precision` is fp32. "
-            "Leave it out.",
+            (
+                "x.yaml:17:44  start_with[0].init_scale: does not apply where `precision` "
+                "is fp32. "
+                "Leave it out."
+            ),
         ),
         (
             "clip_norm: 1}",
@@ -204,14 +248,19 @@ def heads(error: SpaceError) -> list[str]:
         (
             "clip_norm: 1}",
             "eps: 4}",
-            "x.yaml:17:62  start_with[0].eps: no such setting varies here. Add it to `space`, or "
-            "leave it out.",
+            (
+                "x.yaml:17:62  start_with[0].eps: no such setting varies here. Add it to "
+                "`space`, or "
+                "leave it out."
+            ),
         ),
         (
             "batch_size: 2",
             "dropout: 0.1",
-            "x.yaml:14:3  space.dropout: a setting varies or is fixed, but `fixed` has it too "
-            "(line 8). Remove one.",
+            (
+                "x.yaml:14:3  space.dropout: a setting varies or is fixed, but `fixed` has it too "
+                "(line 8). Remove one."
+            ),
         ),
         (
             "batch_size: 2",
@@ -221,20 +270,27 @@ def heads(error: SpaceError) -> list[str]:
         (
             "batch_size: 2",
             "mode: [1]",
-            "x.yaml:8:9  fixed.mode: a setting of the task is one value, but got a list. "
-            "Put it under `task_args`.",
+            (
+                "x.yaml:8:9  fixed.mode: a setting of the task is one value, but got a list. "
+                "Put it under `task_args`."
+            ),
         ),
         (
             "batch_size: 2",
             "attention_modules: fusion",
-            "x.yaml:8:22  fixed.attention_modules: a list of patterns is required, but got "
-            "'fusion'.",
+            (
+                "x.yaml:8:22  fixed.attention_modules: a list of patterns is required, but got "
+                "'fusion'."
+            ),
         ),
         (
             "batch_size: 2",
             "gradient_checkpointing: yes",
-            "x.yaml:8:27  fixed.gradient_checkpointing: `true` or `false` is required, but got "
-            "'yes'. Write `true`.",
+            (
+                "x.yaml:8:27  fixed.gradient_checkpointing: `true` or `false` is required, "
+                "but got "
+                "'yes'. Write `true`."
+            ),
         ),
         (
             "batch_size: 2",
@@ -244,14 +300,19 @@ def heads(error: SpaceError) -> list[str]:
         (
             "{hidden: 32}",
             "{hiden: 32}",
-            "x.yaml:3:13  task_args.hiden: the task's constructor takes no such argument. "
-            "Did you mean `hidden`?",
+            (
+                "x.yaml:3:13  task_args.hiden: the task's constructor takes no such argument. "
+                "Did you mean `hidden`?"
+            ),
         ),
         (
             "{hidden: 32}",
             "{eps: 32}",
-            "x.yaml:3:13  task_args.eps: the task's constructor takes no such argument. It is a "
-            "setting of the engine: put it under `fixed` or `space`.",
+            (
+                "x.yaml:3:13  task_args.eps: the task's constructor takes no such "
+                "argument. It is a "
+                "setting of the engine: put it under `fixed` or `space`."
+            ),
         ),
         (
             "toy.py:Toy",
@@ -266,8 +327,11 @@ def heads(error: SpaceError) -> list[str]:
         (
             "search: {trials: 12}",
             "search: {sampler: tpee}",
-            "x.yaml:18:19  search.sampler: one of tpe, random, qmc is required, but got 'tpee'. "
-            "Did you mean `tpe`?",
+            (
+                "x.yaml:18:19  search.sampler: one of tpe, random, qmc is required, but "
+                "got 'tpee'. "
+                "Did you mean `tpe`?"
+            ),
         ),
         (
             "search: {trials: 12}",
@@ -277,19 +341,26 @@ def heads(error: SpaceError) -> list[str]:
         (
             "search: {trials: 12}",
             "search: {resources: {gpu: -1}}",
-            "x.yaml:18:27  search.resources.gpu: `gpu >= 0` must hold, but got -1. Give 0 or more.",
+            (
+                "x.yaml:18:27  search.resources.gpu: `gpu >= 0` must hold, but got -1. Give 0 "
+                "or more."
+            ),
         ),
         (
             "search: {trials: 12}",
             "search: {time_budget_s: none}",
-            "x.yaml:18:25  search.time_budget_s: a number is required, but got 'none'. "
-            "Write `null` to turn it off.",
+            (
+                "x.yaml:18:25  search.time_budget_s: a number is required, but got 'none'. "
+                "Write `null` to turn it off."
+            ),
         ),
         (
             "search: {trials: 12}",
             "search:",
-            "x.yaml:18:1  search: a mapping is required, but got nothing. "
-            "Fill it or remove the key.",
+            (
+                "x.yaml:18:1  search: a mapping is required, but got nothing. "
+                "Fill it or remove the key."
+            ),
         ),
         (
             "search: {trials: 12}",
@@ -299,14 +370,20 @@ def heads(error: SpaceError) -> list[str]:
         (
             "search: {trials: 12}",
             "confirm: {min_margin: 4}",
-            "x.yaml:18:23  confirm.min_margin: `confirm.min_margin <= confirm.octaves` must hold, "
-            "but got min_margin=4, octaves=3. Try `min_margin: 3`.",
+            (
+                "x.yaml:18:23  confirm.min_margin: `confirm.min_margin <= confirm.octaves` "
+                "must hold, "
+                "but got min_margin=4, octaves=3. Try `min_margin: 3`."
+            ),
         ),
         (
             "search: {trials: 12}",
             "alarms: {on_alarm: panic}",
-            "x.yaml:18:20  alarms.on_alarm: one of warn, end_epoch, end_run is required, but got "
-            "'panic'.",
+            (
+                "x.yaml:18:20  alarms.on_alarm: one of warn, end_epoch, end_run is "
+                "required, but got "
+                "'panic'."
+            ),
         ),
         (
             "search: {trials: 12}",
@@ -321,8 +398,11 @@ def heads(error: SpaceError) -> list[str]:
         (
             "search: {trials: 12}",
             "name: a/b",
-            "x.yaml:18:7  name: a plain file name of letters, digits, `_`, `-`, `.` and blanks is "
-            "required, but got 'a/b'.",
+            (
+                "x.yaml:18:7  name: a plain file name of letters, digits, `_`, `-`, `.` "
+                "and blanks is "
+                "required, but got 'a/b'."
+            ),
         ),
         (
             "search: {trials: 12}",
@@ -332,20 +412,23 @@ def heads(error: SpaceError) -> list[str]:
         (
             "trials: 12",
             "trials: !!int 12",
-            "x.yaml:18:18  search.trials: tags are refused, but got `tag:yaml.org,2002:int`. "
-            "Remove it.",
+            (
+                "x.yaml:18:18  search.trials: tags are refused, but got `tag:yaml.org,2002:int`. "
+                "Remove it."
+            ),
         ),
         (
             "trials: 12",
             "trials: *b",
-            "x.yaml:18:18  search.trials: aliases are refused, but got `*b`. "
-            "Write the value out.",
+            "x.yaml:18:18  search.trials: aliases are refused, but got `*b`. Write the value out.",
         ),
         (
             "trials: 12",
             "trials: 99999999999999999999",
-            "x.yaml:18:18  search.trials: an integer has at most 63 bits, but got "
-            "99999999999999999999.",
+            (
+                "x.yaml:18:18  search.trials: an integer has at most 63 bits, but got "
+                "99999999999999999999."
+            ),
         ),
         (
             "trials: 12",
@@ -384,14 +467,22 @@ def test_one_mistake_gives_one_problem_at_its_place(
         ("fixed: {learning_rate: 1}\ntask: a.b:1\n", "x.yaml:2:7  task: a class name must follow"),
         (
             "task: ./toy.py:Needy\nfixed: {learning_rate: 1}\n",
-            "x.yaml:1:7  task: the constructor's parameter `path` has no default, but it is given "
-            "nowhere. Add it to `task_args`.",
+            (
+                "x.yaml:1:7  task: the constructor's parameter `path` has no default, but "
+                "it is given "
+                "nowhere. Add it to `task_args`."
+            ),
         ),
         (
-            "task: ./toy.py:Needy\nfixed: {learning_rate: 1}\n"
-            "space:\n  path: {choice: [a, b], when: {hidden: 64}}\n",
-            "x.yaml:4:26  space.path: the constructor's parameter `path` has no default, so it "
-            "must always apply. Remove its `when`.",
+            (
+                "task: ./toy.py:Needy\nfixed: {learning_rate: 1}\n"
+                "space:\n  path: {choice: [a, b], when: {hidden: 64}}\n"
+            ),
+            (
+                "x.yaml:4:26  space.path: the constructor's parameter `path` has no "
+                "default, so it "
+                "must always apply. Remove its `when`."
+            ),
         ),
         (
             "task: ./toy.py:Data\nfixed: {learning_rate: 1}\n",
@@ -401,14 +492,20 @@ def test_one_mistake_gives_one_problem_at_its_place(
             "task: ./toy.py:Open\nfixed: {learning_rate: 1, 'a b': 1}\n",
             "x.yaml:2:27  fixed.a b: no such setting.",
         ),
-        (MINIMAL + "space: {attention_modules: {choice: [a]}}\n", "x.yaml:3:28  space.attention_mo"),
+        (
+            MINIMAL + "space: {attention_modules: {choice: [a]}}\n",
+            "x.yaml:3:28  space.attention_mo",
+        ),
         (MINIMAL + "---\na: 1\n", "x.yaml:3:1  : a space file is one document, but a second"),
         ("%YAML 1.1\n---\n" + MINIMAL, "x.yaml:2:1  : no `%` directive may stand here."),
         (MINIMAL + "a: 'b\n", "x.yaml:4:1  : YAML cannot be read here: found unexpected end"),
         (MINIMAL + "\ta: b\n", "x.yaml:3:1  : YAML cannot be read here: "),
         (MINIMAL + 'name: "a\\0b"\n', "x.yaml:3:7  name: only printable characters may stand"),
         (MINIMAL + 'name: "\\ud800"\n', "x.yaml:3:7  name: only printable characters may stand"),
-        (b"task: a\nb: \0\n", "x.yaml:2:4  : only printable characters may stand here, but got U+00"),
+        (
+            b"task: a\nb: \0\n",
+            "x.yaml:2:4  : only printable characters may stand here, but got U+00",
+        ),
         (b"task: a\nb: \xff\n", "x.yaml:2:4  : the file must be UTF-8, but got byte 0xff."),
         ("task: a\n".encode("utf-16"), "x.yaml:1:1  : the file must be UTF-8, but got UTF-16."),
         ("task: a\n".encode("utf-16-le"), "x.yaml:1:2  : only printable characters may stand"),
@@ -422,6 +519,20 @@ def test_a_file_that_is_wrong_as_a_whole_is_answered_at_its_place(
 ) -> None:
     found = heads(refused(load_text, text))
     assert any(one.startswith(head) for one in found), found
+
+
+def test_a_condition_without_a_value_is_an_error(load_text: Load) -> None:
+    text = MINIMAL + "space:\n  eps: {choice: [1], when: {beta1: [], beta2: {a: 1}}}\n"
+    assert heads(refused(load_text, text)) == [
+        (
+            "x.yaml:4:36  space.eps: `when`: `beta1` takes one value, or a list of them, but got "
+            "an empty list."
+        ),
+        (
+            "x.yaml:4:47  space.eps: `when`: `beta2` takes one value, or a list of them, but got "
+            "a mapping."
+        ),
+    ]
 
 
 def test_constructor_names_that_clash_are_named_with_their_line(load_text: Load) -> None:
@@ -445,8 +556,10 @@ def test_a_circle_of_conditions_is_an_error(load_text: Load) -> None:
     )
     found = heads(refused(load_text, text))
     assert found == [
-        "x.yaml:4:22  space.eps: `when` goes in a circle: eps -> beta1 -> eps. "
-        "Remove one of them.",
+        (
+            "x.yaml:4:22  space.eps: `when` goes in a circle: eps -> beta1 -> eps. "
+            "Remove one of them."
+        ),
         "x.yaml:6:26  space.beta2: `when` goes in a circle: beta2 -> beta2. Remove one of them.",
     ]
 
@@ -475,8 +588,10 @@ def test_all_problems_come_at_once_in_the_order_of_the_file(load_text: Load) -> 
     [
         (
             "trial.steps=0",
-            "--set trial.steps=0  trial.steps: `steps >= 20` must hold, but got 0. "
-            "Give 20 or more.",
+            (
+                "--set trial.steps=0  trial.steps: `steps >= 20` must hold, but got 0. "
+                "Give 20 or more."
+            ),
         ),
         ("trial.stepz=9", "--set trial.stepz=9  trial.stepz: no such key. Did you mean `steps`?"),
         ("trial.steps", "--set trial.steps  : `--set` takes KEY=VALUE, but got 'trial.steps'. "),
@@ -487,18 +602,27 @@ def test_all_problems_come_at_once_in_the_order_of_the_file(load_text: Load) -> 
         ("seed=\x1b[31m", "--set seed=?[31m  seed: only printable characters may stand here"),
         (
             "trial.steps.more=1",
-            "--set trial.steps.more=1  trial.steps.more: cannot be set: 50 stands where `more` "
-            "would be a key of it.",
+            (
+                "--set trial.steps.more=1  trial.steps.more: cannot be set: 50 stands "
+                "where `more` "
+                "would be a key of it."
+            ),
         ),
         (
             "start_with.3.precision=fp16",
-            "--set start_with.3.precision=fp16  start_with[3].precision: cannot be set: the list "
-            "has no item 3, it counts from 0.",
+            (
+                "--set start_with.3.precision=fp16  start_with[3].precision: cannot be "
+                "set: the list "
+                "has no item 3, it counts from 0."
+            ),
         ),
         (
             "fixed.precision=fp16",
-            "x.yaml:11:3  space.precision: a setting varies or is fixed, but `fixed` has it too "
-            "(--set fixed.precision=fp16). Remove one.",
+            (
+                "x.yaml:11:3  space.precision: a setting varies or is fixed, but `fixed` "
+                "has it too "
+                "(--set fixed.precision=fp16). Remove one."
+            ),
         ),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from stability_search.report.context import View
 from stability_search.report.figures import DataTable
-from stability_search.report.wording import number, plain, setting_value
+from stability_search.report.wording import number, plain
 
 MAX_LISTED = 1000
 _FACTS = (
@@ -13,28 +13,35 @@ _FACTS = (
     "progress", "num_steps", "num_bad_steps", "num_calibration_steps", "num_data_steps",
     "first_nonfinite_module", "probe_last", "wall_s", "node", "attempt", "seed", "warnings",
 )  # fmt: skip
-GLOSSARY: tuple[tuple[str, str], ...] = (
-    ("configuration", "One value for every setting, the learning rate included."),
-    ("trial", "One short training run of one configuration with one seed."),
-    ("step", "One attempt at an optimizer step. Its label is ok, calibration (a benign search for "
-     "the loss scale), bad, or data (the batch's fault). Only ok and bad steps are judged."),
-    ("horizon", "The planned steps of a trial. What is stable over 400 steps may break later."),
-    ("run score q", "How well and how calmly one trial trained: q = A * B * C * P, in [0, 1]."),
-    ("A, calm", "Halved by every 2 % of bad steps."),
-    ("B, smooth", "Halved by every 1 % of steps in a lasting loss spike."),
-    ("C, kept", "1 less the share of the gain that was lost again by the end."),
-    ("P, progress", "How far the probe loss came from E_0 towards E*; full at 90 % of the way."),
-    ("Q", "A lower bound on the mean of q over the seeds. Seeds are few, so it stays below 1."),
-    ("margin", "How many doublings of the learning rate every seed survives."),
-    ("score S", "100 * Q * (1/2 + M/2), where M is the mean run score over the rungs above. Its "
-     "ceiling depends on the number of seeds: 77.3 with five."),
-    ("the bar", "Every seed completed with q of at least 1/2, and the margin asked for."),
-    ("E_0", "The probe loss that counts as no progress: of the start, or of a model that ignores "
-     "its input."),
-    ("E*", "The best probe loss that a sound trial of this horizon reached."),
-    ("Delta", "E_0 less E*: the yardstick of progress."),
-    ("probe", "A fixed held-out set, read in fp32 at every tenth of the horizon."),
-)  # fmt: skip
+# One word a paragraph, "word: meaning"; indented lines go on.
+_GLOSSARY_TEXT = """\
+configuration: One value for every setting, the learning rate included.
+trial: One short training run of one configuration with one seed.
+step: One attempt at an optimizer step. Its label is ok, calibration (a benign search for
+    the loss scale), bad, or data (the batch's fault). Only ok and bad steps are judged.
+horizon: The planned steps of a trial. What is stable over 400 steps may break later.
+run score q: How well and how calmly one trial trained: q = A * B * C * P, in [0, 1].
+A, calm: Halved by every 2 % of bad steps.
+B, smooth: Halved by every 1 % of steps in a lasting loss spike.
+C, kept: 1 less the share of the gain that was lost again by the end.
+P, progress: How far the probe loss came from E_0 towards E*; full at 90 % of the way.
+Q: A lower bound on the mean of q over the seeds. Seeds are few, so it stays below 1.
+margin: How many doublings of the learning rate every seed survives.
+score S: 100 * Q * (1/2 + M/2), where M is the mean run score over the rungs above. Its
+    ceiling depends on the number of seeds: 77.3 with five.
+the bar: Every seed completed with q of at least 1/2, and the margin asked for.
+E_0: The probe loss that counts as no progress: of the start, or of a model that ignores its
+    input.
+E*: The best probe loss that a sound trial of this horizon reached.
+Delta: E_0 less E*: the yardstick of progress.
+probe: A fixed held-out set, read in fp32 at every tenth of the horizon.
+"""
+GLOSSARY: tuple[tuple[str, str], ...] = tuple(
+    (word, meaning)
+    for word, _, meaning in (
+        line.partition(": ") for line in _GLOSSARY_TEXT.replace("\n    ", " ").splitlines()
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +135,7 @@ def _yardsticks(view: View) -> DataTable:
 def _cell(value: Any, *, is_setting: bool = False) -> Cell:  # noqa: ANN401 - any JSON scalar
     if value is None:
         return Cell(text="null" if is_setting else "", key="")
-    if isinstance(value, bool) or isinstance(value, str):
+    if isinstance(value, bool | str):
         return Cell(text=plain(str(value)), key=plain(str(value)))
     text = str(value) if isinstance(value, int) else number(value)
     return Cell(text=text, key=repr(value))

@@ -1,6 +1,7 @@
 """Part 10, the ladders: better, or luckier? Where does it break?"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from stability_search.report.context import Row, Rung, View
 from stability_search.report.figures import (
@@ -21,17 +22,16 @@ from stability_search.report.wording import count, number, setting_value
 _BAR = 0.5  # the run score every seed must reach
 _MAX_PANELS = 8
 
+_HEAD = Section(
+    name="ladders", title="The ladders", question="Better, or luckier? Where does it break?"
+)
+
 
 def build(view: View) -> Section:
     """Draw every confirmed trial over the doublings of its learning rate."""
-    head = {
-        "name": "ladders",
-        "title": "The ladders",
-        "question": "Better, or luckier? Where does it break?",
-    }
     anchors = _anchors(view)
     if not anchors:
-        return Section(**head, absent="No candidate has been confirmed yet.")
+        return replace(_HEAD, absent="No candidate has been confirmed yet.")
     shown = anchors[:_MAX_PANELS]
     rows = [row for anchor in shown for row in view.ladder(anchor) if row["q"] is not None]
     figure = Figure(
@@ -45,7 +45,7 @@ def build(view: View) -> Section:
         ),
         table=_table(view, shown),
     )
-    return Section(**head, figures=(figure,))
+    return replace(_HEAD, figures=(figure,))
 
 
 def _anchors(view: View) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from stability_search.records import Outcome
@@ -23,21 +24,18 @@ _STAGES = ("pilot", "search", "confirm")
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - plotly draws wall clock; every time here is UTC
 _NO_RESULT = (Outcome.USER_ERROR, Outcome.INFRASTRUCTURE)
 
+_HEAD = Section(name="outcomes", title="Outcomes", question="The configuration, or one sick node?")
+
 
 def build(view: View) -> Section:
     """Draw how the trials of each stage ended, and when and where they ran."""
-    head = {
-        "name": "outcomes",
-        "title": "Outcomes",
-        "question": "The configuration, or one sick node?",
-    }
     if not view.trials:
-        return Section(**head, absent="No trial has ended yet.")
+        return replace(_HEAD, absent="No trial has ended yet.")
     figures = [_counts(view)]
     timed = [row for row in view.trials if row["started_at"] and _start(row) is not None]
     if timed:
         figures.append(_timeline(timed))
-    return Section(**head, figures=tuple(figures))
+    return replace(_HEAD, figures=tuple(figures))
 
 
 def _counts(view: View) -> Figure:
@@ -116,7 +114,10 @@ def _timeline(rows: Sequence[Row]) -> Figure:
                 "base": [start.isoformat(sep=" ", timespec="seconds") for start in starts],
                 "x": [1000 * max(0.0, row["wall_s"] or 0.0) for row in own],
                 "y": [plot_text(row["node"] or "unknown") for row in own],
-                "marker": {"color": f"@{mark.key}", "line": {"color": f"@{mark.key}", "width": 1.5}},
+                "marker": {
+                    "color": f"@{mark.key}",
+                    "line": {"color": f"@{mark.key}", "width": 1.5},
+                },
                 "hovertext": [
                     "<br>".join(
                         plot_text(line)
@@ -161,13 +162,12 @@ def _timeline(rows: Sequence[Row]) -> Figure:
 
 def _timeline_finding(rows: Sequence[Row], nodes: Sequence[str]) -> str:
     begin = min(_start(row) or _EPOCH for row in rows)
-    end = max(
-        (_start(row) or _EPOCH) + timedelta(seconds=row["wall_s"] or 0.0) for row in rows
-    )
+    end = max((_start(row) or _EPOCH) + timedelta(seconds=row["wall_s"] or 0.0) for row in rows)
     minutes = (end - begin).total_seconds() / 60
     lost = Counter(row["node"] for row in rows if row["outcome"] == Outcome.INFRASTRUCTURE)
     text = f"The trials took {number(round(minutes, 1))} minutes on {count(len(nodes), 'node')}"
     if not lost:
         return f"{text}; no machine was lost."
     node, seen = min(lost.items(), key=lambda item: (-item[1], str(item[0])))
-    return f"{text}; {count(sum(lost.values()), 'trial')} were lost to machines, {seen} on {node}."
+    total = count(sum(lost.values()), "trial")
+    return f"{text}; {total} lost to a machine, {seen} of them on {node}."

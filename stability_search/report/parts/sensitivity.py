@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from stability_search.report.advice import contrasts
@@ -27,14 +28,13 @@ _MAX_SERIES = 5
 _LOG_FROM = 20.0  # ratio of losses above which the axis is logarithmic
 _RAIL = "no finite end"
 
+_HEAD = Section(
+    name="sensitivity", title="Learning-rate sensitivity", question="How wide is the usable range?"
+)
+
 
 def build(view: View) -> Section:
     """Draw the last probe level of pilot and search trials over the learning rate."""
-    head = {
-        "name": "sensitivity",
-        "title": "Learning-rate sensitivity",
-        "question": "How wide is the usable range?",
-    }
     rows = [
         row
         for row in view.results
@@ -42,20 +42,20 @@ def build(view: View) -> Section:
     ]
     starts = [row["probe_first"] for row in rows if row["probe_first"] is not None]
     if not starts:
-        return Section(**head, absent="No trial has read its probe yet.")
+        return replace(_HEAD, absent="No trial has read its probe yet.")
     cap = statistics.median(starts)
     name = _splitter(view, rows)
+    e0 = view.report.yardsticks[view.study.trial_steps].e0
     figure = Figure(
         name="sensitivity",
         finding=_finding(view, rows, cap),
-        panels=(Panel(title="", spec=_spec(rows, cap, name), height=380),),
+        panels=(Panel(title="", spec=_spec(rows, cap, e0, name), height=380),),
         legend=marks_in(rows),
-        series=tuple(
-            (label, f"series-{i}") for i, (label, _) in enumerate(_series(rows, name))
-        ),
+        series=tuple((label, f"series-{i}") for i, (label, _) in enumerate(_series(rows, name))),
         note=(
             "Each line joins the median of every octave. A loss above its start is drawn at the "
-            "start (dotted); a trial without a finite end stands on the rail at the top."
+            "start; a trial without a finite end stands on the rail at the top. Dotted lines: the "
+            "start, and E_0, where nothing has been learned."
         ),
         table=DataTable(
             columns=("trial", "series", "learning rate", "first probe", "last probe", "end"),
@@ -72,7 +72,7 @@ def build(view: View) -> Section:
             ),
         ),
     )
-    return Section(**head, figures=(figure,))
+    return replace(_HEAD, figures=(figure,))
 
 
 def _splitter(view: View, rows: Sequence[Row]) -> str:
@@ -95,7 +95,9 @@ def _series(rows: Sequence[Row], name: str) -> list[tuple[str, list[Row]]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(_label(row, name), []).append(row)
-    return sorted(groups.items(), key=lambda item: (item[0] != "pilot, fp32", item[0]))[:_MAX_SERIES]
+    return sorted(groups.items(), key=lambda item: (item[0] != "pilot, fp32", item[0]))[
+        :_MAX_SERIES
+    ]
 
 
 def _level(row: Row, cap: float) -> float | None:
@@ -105,7 +107,7 @@ def _level(row: Row, cap: float) -> float | None:
     return float(min(row["probe_last"], cap))
 
 
-def _spec(rows: Sequence[Row], cap: float, name: str) -> Spec:
+def _spec(rows: Sequence[Row], cap: float, e0: float | None, name: str) -> Spec:
     data: list[Spec] = []
     levels = []
     for i, (label, own) in enumerate(_series(rows, name)):
@@ -127,18 +129,14 @@ def _spec(rows: Sequence[Row], cap: float, name: str) -> Spec:
         lost = [(row, 0.5 + 0.12 * ((i % 3) - 1)) for row in own if _level(row, cap) is None]
         data += _marks(lost, f"@series-{i}", "y2")
     rates = [row["learning_rate"] for row in rows]
-    low = min([*levels, cap])
-    is_log = low > 0 and cap / low > _LOG_FROM
-    bounds = [math.log10(low), math.log10(cap)] if is_log else [low, cap]
-    pad = 0.06 * (bounds[1] - bounds[0] or 1.0)
+    axis, high = _loss_axis(levels, cap, e0)
+    guides = [y for y in (cap, e0) if y is not None and y <= high]
     spec_layout = layout(
         rate_axis(rates),
         {
-            "type": "log" if is_log else "linear",
+            **axis,
             "domain": [0, 0.85],
-            "range": [bounds[0] - pad, bounds[1] + pad],
             "title": {"text": "last probe loss", "standoff": 6},
-            **({"dtick": "D2"} if is_log else {}),
         },
         yaxis2={
             "domain": [0.89, 1],
@@ -152,7 +150,7 @@ def _spec(rows: Sequence[Row], cap: float, name: str) -> Spec:
             "anchor": "x",
         },
         shapes=[
-            line_shape((0, 1), (cap, cap), "@muted", xref="paper"),
+            *(line_shape((0, 1), (y, y), "@muted", xref="paper") for y in guides),
             {
                 "type": "rect", "xref": "paper", "yref": "paper", "layer": "below",
                 "x0": 0, "x1": 1, "y0": 0.89, "y1": 1, "fillcolor": "@rail", "line": {"width": 0},
@@ -160,6 +158,30 @@ def _spec(rows: Sequence[Row], cap: float, name: str) -> Spec:
         ],
     )  # fmt: skip
     return {"data": data, "layout": spec_layout}
+
+
+def _loss_axis(levels: Sequence[float], cap: float, e0: float | None) -> tuple[Spec, float]:
+    """Return the axis of the loss, and its upper end.
+
+    The start is shown only where some loss comes near it, so that it does not flatten the rest.
+    """
+    near = [*levels, *([e0] if e0 is not None else [])] or [cap]
+    low, high = min(near), max(near)
+    high = cap if high > cap / 4 else high
+    if low <= 0 or high / low <= _LOG_FROM:
+        pad = 0.06 * (high - low or 1.0)
+        return {"type": "linear", "range": [low - pad, high + pad]}, high
+    bounds = (math.log10(low), math.log10(high))
+    pad = 0.06 * (bounds[1] - bounds[0])
+    decades = range(math.floor(bounds[0]), math.ceil(bounds[1]) + 1)
+    ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+    return {
+        "type": "log",
+        "range": [bounds[0] - pad, bounds[1] + pad],
+        "tickmode": "array",
+        "tickvals": ticks,
+        "ticktext": [number(tick) for tick in ticks],
+    }, high
 
 
 def _marks(points: Sequence[tuple[Row, float]], color: str, yaxis: str) -> list[Spec]:

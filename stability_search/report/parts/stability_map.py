@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stability_search.report.advice import contrasts
@@ -43,7 +43,7 @@ class _Vertical:
         value = row.get(self.name)
         if self.values:
             return float(self.values.index(value))
-        return math.log2(value) if value else self.span[0]
+        return math.log2(float(value)) if value else self.span[0]
 
     def axis(self) -> Spec:
         low, high = self.span
@@ -63,16 +63,14 @@ class _Vertical:
         }
 
 
+_HEAD = Section(name="map", title="Stability map", question="Where is the cliff?")
+
+
 def build(view: View) -> Section:
     """Draw every result over learning rate and the next strongest setting."""
     rows = [row for row in view.results if row.get("learning_rate")]
-    head = {
-        "name": "map",
-        "title": "Stability map",
-        "question": "Where is the cliff?",
-    }
     if not rows:
-        return Section(**head, absent="No trial has ended with a result yet.")
+        return replace(_HEAD, absent="No trial has ended with a result yet.")
     vertical = _vertical(view, rows)
     rates = [row["learning_rate"] for row in rows]
     precisions = [p for p in _PANEL_PRECISIONS if any(_precision(view, r) == p for r in rows)]
@@ -81,7 +79,7 @@ def build(view: View) -> Section:
         chosen = [row for row in rows if _precision(view, row) == precision]
         panels.append(
             Panel(
-                title=f"{precision} \u2014 {_stable_words(chosen)}" ,
+                title=f"{precision} \u2014 {_stable_words(chosen)}",
                 spec=_spec(view, chosen, vertical, rates, precision),
                 height=140 + 42 * max(3, min(len(vertical.values), 6)),
             )
@@ -97,7 +95,7 @@ def build(view: View) -> Section:
         ),
         table=_table(view, rows, vertical),
     )
-    return Section(**head, figures=(figure,))
+    return replace(_HEAD, figures=(figure,))
 
 
 def _precision(view: View, row: Row) -> str:
@@ -122,7 +120,9 @@ def _vertical(view: View, rows: Sequence[Row]) -> _Vertical:
         ranked = [n for n in ranked if n != "init_scale"] or ranked
         name = next(iter([*ranked, *varying]), "stage")
     values = sorted({row.get(name) for row in rows}, key=_value_order)
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v > 0]
+    numbers = [
+        v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v > 0
+    ]
     if len(values) > _MAX_CATEGORIES and len(numbers) >= len(values) - 1:
         return _Vertical(
             name=name, values=(), span=(math.log2(min(numbers)), math.log2(max(numbers)))
@@ -175,16 +175,13 @@ def _verdict_marks(view: View, vertical: _Vertical, precision: str) -> list[Spec
 
 def _jitter(row: Row) -> float:
     """Spread trials of one category a little, the same way every time."""
-    return (((row["index"] * 7) % 5) - 2) * 0.085
+    return 0.085 * ((int(row["index"]) * 7) % 5 - 2)
 
 
 def _hover(view: View, row: Row) -> str:
-    named = ", ".join(
-        f"{name} {setting_value(row.get(name))}" for name in view.report.varying if name in row
-    )
+    named = [f"{n} {setting_value(row.get(n))}" for n in view.report.varying if n in row]
     q = "" if row["q"] is None else f", q {row['q']:.2f}"
-    lines = [f"{row['trial_id']}{q}", mark_of(row).label]
-    lines += [part.strip() for part in named.split(", ")]
+    lines = [f"{row['trial_id']}{q}", mark_of(row).label, *named]
     return "<br>".join(plot_text(line) for line in lines)
 
 
@@ -225,13 +222,12 @@ def _shade(rows: Sequence[Row], vertical: _Vertical, rates: Sequence[float]) -> 
 
 def _finding(view: View, rows: Sequence[Row], precisions: Sequence[str]) -> str:
     """Say up to which rate trials held, per precision."""
-    del view
     parts = []
     for precision in precisions:
-        own = [r for r in rows if (r.get("precision") or "fp32") == precision]
+        own = [r for r in rows if _precision(view, r) == precision]
         stable = [r["learning_rate"] for r in own if r["is_stable"]]
         parts.append(
-            f"in {precision} the highest stable rate was {number(max(stable))}"
+            f"in {precision} the highest rate of a stable trial was {number(max(stable))}"
             if stable
             else f"in {precision} none of {count(len(own), 'trial')} was stable"
         )

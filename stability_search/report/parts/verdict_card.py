@@ -1,8 +1,6 @@
 """Part 0, the verdict card: what do I train with, and can I trust it?"""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from stability_search.records import VerdictKind
 from stability_search.report import snippets
@@ -115,11 +113,13 @@ class Card:
     lead: str
     about: str
     config_id: str
+    settings: tuple[tuple[str, str], ...]
     facts: tuple[Fact, ...]
     factors: tuple[Factor, ...]
     ladder: tuple[Step, ...]
     snippets: tuple[tuple[str, str], ...]
     comparison: Comparison | None
+    trade: str
     targets: tuple[Target, ...]
     missed: tuple[str, ...]
     broke: tuple[str, ...]
@@ -142,11 +142,13 @@ def build(view: View) -> Card:
         lead=choice_text(view),
         about="The choice" if view.verdict.choice else "What came closest",
         config_id=config_id or "",
+        settings=() if row is None else _active(view, row),
         facts=() if row is None else facts(view, row),
         factors=() if row is None else _factors(row),
         ladder=() if row is None else _ladder(view, row["config_id"]),
         snippets=() if row is None else _snippets(view, row["config_id"]),
         comparison=_comparison(view),
+        trade=_trade(view),
         targets=() if row is None else targets(view, row["config_id"]),
         missed=tuple(plain(view.private(text)) for text in missed),
         broke=() if view.verdict.choice else (*what_broke(view), _all_outcomes(view)),
@@ -154,6 +156,13 @@ def build(view: View) -> Card:
         warnings=warnings(view),
         next_command=next_command(view),
     )
+
+
+def _active(view: View, row: Row) -> tuple[tuple[str, str], ...]:
+    """Return the settings that vary and are on, the learning rate first."""
+    names = view.report.varying or view.report.setting_names
+    shown = [(n, setting_value(row.get(n))) for n in names if row.get(n) is not None]
+    return tuple(sorted(shown, key=lambda item: item[0] != "learning_rate"))
 
 
 def facts(view: View, row: Row) -> tuple[Fact, ...]:
@@ -175,13 +184,13 @@ def facts(view: View, row: Row) -> tuple[Fact, ...]:
         ),
         Fact(
             label="Margin",
-            value=margin.removesuffix(" doublings").removesuffix(" doubling"),
-            note="doublings of the learning rate it survives" if octaves else "no rung was asked for",
+            value="0" if margin == "no doubling" else margin.split(" doubling")[0],
+            note="doublings of the learning rate" if octaves else "no rung was asked for",
         ),
         Fact(
             label="Seeds",
             value=f"{row['num_stable_seeds']} of {row['num_seeds']}",
-            note="not enough seeds to name a winner" if few else "stable, all fresh",
+            note="not enough seeds to name a winner" if few else "stable, on fresh seeds",
         ),
         Fact(label="Bad steps", value=bad.removesuffix(" bad").removesuffix(" steps"),
              note=f"{bound or bad}"),
@@ -271,11 +280,29 @@ def _comparison(view: View) -> Comparison | None:
     )
     for label, name in (("A calm", "calm"), ("B smooth", "smooth"), ("C kept", "kept"),
                         ("P progress", "progress"), ("Q", "q_lower")):  # fmt: skip
-        body.append((label, tuple("\u2013" if r[name] is None else f"{r[name]:.2f}" for r in rows)))
+        body.append(
+            (label, tuple("\u2013" if r[name] is None else f"{r[name]:.2f}" for r in rows))
+        )
     body.append(("last probe loss", tuple(number(row["probe_last"]) for row in rows)))
     body += [(name, tuple(_metric_cell(view, c, name) for c in ids)) for name in view.metric_names]
     headings = tuple((role_words(view, c) or "runner-up", c) for c in ids)
     return Comparison(headings=headings, rows=tuple(body))
+
+
+def _trade(view: View) -> str:
+    """Say what the fastest configuration that meets the bar costs in margin."""
+    choice = view.by_id.get(view.verdict.choice or "")
+    fastest = view.by_id.get(view.verdict.fastest or "")
+    if choice is None or fastest is None:
+        return ""
+    if choice["config_id"] == fastest["config_id"]:
+        return "The choice is also the fastest configuration that meets the bar."
+    octaves = view.study.confirm.octaves
+    return (
+        f"The fastest that meets the bar ends at a probe loss of {number(fastest['probe_last'])} "
+        f"against {number(choice['probe_last'])}; its margin is {margin_text(fastest, octaves)} "
+        f"against {margin_text(choice, octaves)}."
+    )
 
 
 def _score_cell(row: Row) -> str:
@@ -318,13 +345,3 @@ def _all_outcomes(view: View) -> str:
     if not view.trials:
         return "No trial ended."
     return f"All stages together: {outcomes_text(view.trials)}."
-
-
-def settings_that_differ(view: View, ids: Sequence[str]) -> list[tuple[str, list[Any]]]:
-    """Return the settings in which some configurations differ, with their values."""
-    rows = [view.by_id[c] for c in ids]
-    return [
-        (name, [row.get(name) for row in rows])
-        for name in view.report.setting_names
-        if len({row.get(name) for row in rows}) > 1
-    ]

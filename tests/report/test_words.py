@@ -1,0 +1,192 @@
+"""The honest words: horizon, counts, bounds, ceilings, ties, ends of what was tried."""
+
+from dataclasses import replace
+
+import pytest
+
+from stability_search.records import ChoiceReason, Verdict, VerdictKind
+from stability_search.report import render_markdown, verdict_lines
+from stability_search.report.context import View
+from stability_search.report.wording import (
+    bad_steps_text,
+    choice_text,
+    headline,
+    margin_text,
+    next_command,
+    number,
+    percent_at_most,
+    plain,
+    score_text,
+    seeds_text,
+)
+from tests.report.study_reports import HOSTILE, hostile_report, report_of
+from tests.study_rows import (
+    StudyCase,
+    empty_study,
+    hopeless_study,
+    interrupted_study,
+    stable_study,
+)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0015, "0.15 %"), (0.00151, "0.16 %"), (1.0, "100 %"), (0.5, "50 %"), (0.123, "13 %")],
+)
+def test_an_upper_bound_is_never_rounded_down(share: float, text: str) -> None:
+    assert percent_at_most(share) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "\u2013"), (0.0003, "0.0003"), (1e-5, "1e-5"), (2000, "2,000"), (0.63127, "0.631")],
+)
+def test_numbers_have_three_digits(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_a_score_below_one_half_learned_nothing() -> None:
+    assert score_text(0.49) == "< 0.5"
+    assert score_text(77.34) == "77.3"
+
+
+def test_bad_steps_carry_their_bound() -> None:
+    row = {"num_judged_steps": 2000, "num_bad_steps": 0, "bad_rate_bound": 0.0015}
+    assert bad_steps_text(row) == "0 of 2,000 steps bad; at most 0.15 % at 95 % confidence"
+    assert bad_steps_text({**row, "num_judged_steps": 0}) == "no step was judged"
+
+
+@pytest.mark.parametrize(
+    ("margin", "is_capped", "octaves", "text"),
+    [
+        (3, True, 3, "at least 3 doublings"),
+        (1, False, 3, "1 doubling"),
+        (0, False, 3, "no doubling"),
+        (0, True, 0, "not measured"),
+    ],
+)
+def test_a_margin_at_the_end_of_what_was_tried_is_at_least(margin, is_capped, octaves, text) -> None:
+    row = {"margin_octaves": margin, "margin_is_capped": is_capped}
+    assert margin_text(row, octaves) == text
+
+
+def test_seeds_are_counted_never_a_percentage() -> None:
+    assert seeds_text({"num_stable_seeds": 5, "num_seeds": 5}) == "5 of 5 seeds"
+
+
+def test_the_horizon_stands_in_the_verdict() -> None:
+    assert headline(View(report_of(stable_study()))) == "Stable over 400 steps"
+    assert headline(View(report_of(hopeless_study()))) == "No stable configuration"
+    assert headline(View(report_of(interrupted_study()))) == "Not finished: 42 of 48 trials"
+
+
+def test_ties_are_shown_as_ties_and_few_seeds_name_no_winner() -> None:
+    case = stable_study()
+    assert "Tied with 1 other: no paired test" in choice_text(View(report_of(case)))
+    rows = tuple(r for r in case.rows if r.stage != "confirm" or r.seed_index < 3)
+    few = report_of(replace(case, rows=rows))
+    assert "not enough seeds to name a winner" in choice_text(View(few))
+
+
+@pytest.mark.parametrize(
+    ("make", "command"),
+    [
+        (stable_study, "stability-search train --space ~/reports/teacher-20260301-0900/best.yaml"),
+        (hopeless_study, "stability-search run --space ~/reports/teacher-20260301-0900/space.yaml"),
+        (interrupted_study, "stability-search resume ~/reports/teacher-20260301-0900"),
+    ],
+)
+def test_the_next_command_follows_the_verdict_and_hides_the_home(make, command: str) -> None:
+    assert next_command(View(report_of(make()))) == command
+
+
+def test_a_path_with_a_space_is_quoted_for_the_shell() -> None:
+    view = View(report_of(interrupted_study(), run_directory="/data/my runs/a"))
+    assert next_command(view) == "stability-search resume '/data/my runs/a'"
+
+
+def test_the_terminal_says_everything_that_must_stand_beside_a_score() -> None:
+    text = "\n".join(verdict_lines(report_of(stable_study())))
+    for words in (
+        "Stable over 400 steps",
+        "of at most 77.3 (A 1.00, B 1.00, C 1.00, P 1.00, Q 0.77)",
+        "on cpu: 5 of 5 seeds stable over 400 steps, margin: at least 3 doublings",
+        "0 of 2,000 steps bad; at most 0.15 % at 95 % confidence",
+        "target word_error_rate <= 0.3: missed",
+        "the fastest that meets the bar",
+        "today's",
+        "warning: fp16 ran on a CPU",
+        "warning: TPE ran with trials in flight",
+        "report: ~/reports/teacher-20260301-0900/report.html",
+    ):
+        assert words in text
+    assert " 0 %" not in text
+    assert "100 %" not in text
+
+
+def test_no_stable_configuration_says_what_came_closest_and_what_broke() -> None:
+    text = "\n".join(verdict_lines(report_of(hopeless_study())))
+    assert "it missed: 0 of 5 seeds reached q >= 1/2" in text
+    assert "first seen in fusion.attention" in text
+    assert "caused by" not in text
+    assert "learning_rate downwards" in text
+
+
+def test_an_unfinished_study_names_no_winner() -> None:
+    text = "\n".join(verdict_lines(report_of(interrupted_study())))
+    assert "42 of 48 trials" in text
+    assert "choice" not in text
+
+
+@pytest.mark.parametrize(
+    "make", [stable_study, hopeless_study, interrupted_study, empty_study], ids=lambda f: f.__name__
+)
+def test_the_summary_has_at_most_sixty_lines_and_ends_with_the_command(make) -> None:
+    lines = render_markdown(report_of(make())).splitlines()
+    assert len(lines) <= 60
+    assert lines[-1].startswith("Next: `stability-search ")
+
+
+def test_the_summary_stays_short_and_whole_with_everything_at_its_longest() -> None:
+    case = hopeless_study()
+    verdict = replace(
+        case.verdict,
+        missed=tuple(f"missed {i}" for i in range(20)),
+        warnings=tuple(f"Warning {i}." for i in range(30)),
+    )
+    names = tuple(f"s{i}" for i in range(40))
+    report = report_of(replace(case, verdict=verdict), setting_names=names)
+    lines = render_markdown(report).splitlines()
+    assert len(lines) <= 60
+    assert lines[-1].startswith("Next: ")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("make", [stable_study, hopeless_study], ids=lambda f: f.__name__)
+def test_hostile_text_is_inert_in_summary_and_terminal(make, text: str) -> None:
+    report = hostile_report(make, text)
+    markdown = render_markdown(report)
+    prose = "\n".join(line for line in markdown.splitlines() if not line.startswith("  "))
+    for part in ("<script", "<img", "<svg", "<a ", "](http", "://evil"):
+        assert part not in prose.replace("`", "") or f"`{part}" in prose or "Next: " in prose
+    for line in prose.splitlines():
+        if not line.startswith("Next: "):
+            assert "<" not in line
+            assert "![" not in line
+    for line in verdict_lines(report):
+        assert plain(line) == line
+        assert "\x1b" not in line
+
+
+def test_a_winner_and_an_only_one_are_told_apart() -> None:
+    case = stable_study()
+    for reason, words in ((ChoiceReason.WINNER, "exact paired test"), (ChoiceReason.ONLY, "only")):
+        verdict = replace(case.verdict, choice_reason=reason, tied=())
+        assert words in choice_text(View(report_of(replace(case, verdict=verdict))))
+
+
+def test_a_verdict_about_nothing_still_has_words() -> None:
+    verdict = Verdict(kind=VerdictKind.NONE, exit_code=3, reason="No candidate was left.")
+    case: StudyCase = replace(empty_study(), verdict=verdict)
+    lines = verdict_lines(report_of(case))
+    assert lines[0] == "No stable configuration. No candidate was left."

@@ -1,0 +1,300 @@
+"""Which trial comes next, and how a study ends; run without Ray."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from stability_search import space as spaces
+from stability_search.errors import InfrastructureError, UserCodeError
+from stability_search.records import Outcome, Stage, TrialRow, TrialSummary, VerdictKind
+from stability_search.search.plan import StudyPlan, planned_work
+from stability_search.search.request import Order, TrialRequest
+from stability_search.space import Space
+from tests.search.inline_study import lost, pretend, run_all, train, write_space
+
+
+def plan_of(space: Space, rows: tuple[TrialRow, ...] = (), **kwargs: object) -> StudyPlan:
+    return StudyPlan(space, device="cpu", num_slots=1, rows=rows, **kwargs)  # type: ignore[arg-type]
+
+
+def load(folder: Path, *overrides: str, sampler: str = "tpe") -> Space:
+    return spaces.load(write_space(folder, sampler=sampler), overrides)
+
+
+def settings_of(rows: list[TrialRow], stage: Stage) -> list[object]:
+    return [dict(row.settings) for row in rows if row.stage is stage]
+
+
+def unstable(request: TrialRequest) -> TrialSummary:
+    """Learn in the pilot, and be killed at step 3 ever after."""
+    if request.stage is Stage.PILOT:
+        return pretend(request)
+    return TrialSummary(
+        outcome=Outcome.PRUNED,
+        reason="3 bad steps of 3",
+        num_planned_steps=request.config.num_planned_steps,
+        num_steps=3,
+        num_judged_steps=3,
+        num_bad_steps=3,
+        judged_losses=(None, None, None),
+        judged_steps=(1, 2, 3),
+    )
+
+
+def test_a_study_goes_through_its_stages_in_order_and_ends_with_a_choice(tmp_path: Path) -> None:
+    space = load(tmp_path)
+    plan = plan_of(space)
+    rows = run_all(plan, train)
+    stages = [row.stage for row in rows]
+    assert stages == sorted(stages, key=list(Stage).index)
+    assert stages.count(Stage.PILOT) == 7
+    assert stages.count(Stage.SEARCH) == 6
+    assert plan.verdict is not None
+    assert (plan.verdict.kind, plan.verdict.exit_code) == (VerdictKind.STABLE, 0)
+    assert plan.verdict.choice in {row.config_id for row in rows if row.stage is Stage.CONFIRM}
+    assert dict(rows[7].settings)["learning_rate"] == 0.01  # start_with comes first
+
+
+def test_the_pilot_reads_the_tenths_of_both_horizons_and_no_constant_is_known(
+    tmp_path: Path,
+) -> None:
+    request = plan_of(load(tmp_path)).next_trial()
+    assert request is not None
+    assert request.config.num_planned_steps == 30
+    assert set(request.constants.probe_steps) == {2 * k for k in range(11)} | {
+        3 * k for k in range(11)
+    }
+    assert (request.constants.e0, request.constants.delta) == (None, None)
+    assert request.constants.measures_blind_run
+
+
+def test_search_and_confirm_are_given_the_constants_of_their_own_horizon(tmp_path: Path) -> None:
+    rows = run_all(plan_of(load(tmp_path)))
+    for row in rows:
+        if row.stage is not Stage.PILOT:
+            assert row.delta is not None
+            assert row.e0 is not None
+            assert row.delta > 0
+    confirm = [row for row in rows if row.stage is Stage.CONFIRM]
+    assert len({(row.e0, row.delta) for row in confirm}) == 1  # as it stood when confirm began
+    assert {row.seed for row in confirm}.isdisjoint({rows[0].seed})
+
+
+def test_what_the_sampler_is_told_is_finite_and_only_of_search_trials(tmp_path: Path) -> None:
+    for row in run_all(plan_of(load(tmp_path))):
+        assert (row.told_value is None) == (row.stage is not Stage.SEARCH)
+        if row.told_value is not None and row.told_constraint is not None:
+            assert math.isfinite(row.told_value)
+            assert math.isfinite(row.told_constraint)
+
+
+@pytest.mark.parametrize("finished", [0, 3, 7, 8, 11, 13, 15])
+def test_a_study_resumed_after_any_trial_asks_for_the_same_trials(
+    tmp_path: Path, finished: int
+) -> None:
+    space = load(tmp_path)
+    whole = run_all(plan_of(space))
+    resumed = run_all(plan_of(space, tuple(whole[:finished])))
+    assert [row.trial_id for row in resumed] == [row.trial_id for row in whole]
+    assert [row.config_id for row in resumed] == [row.config_id for row in whole]
+    assert [row.told_value for row in resumed] == [row.told_value for row in whole]
+
+
+@pytest.mark.parametrize("order_seed", [1, 2])
+def test_without_learning_the_order_of_finishing_changes_no_configuration(
+    tmp_path: Path, order_seed: int
+) -> None:
+    space = load(tmp_path, sampler="random")
+    alone = run_all(plan_of(space))
+    together = run_all(plan_of(space), slots=3, order_seed=order_seed)
+
+    def by_index(rows: list[TrialRow]) -> list[str]:
+        search = [row for row in rows if row.stage is Stage.SEARCH]
+        return [row.config_id for row in sorted(search, key=lambda row: row.index)]
+
+    assert by_index(alone) == by_index(together)
+
+
+def test_a_lost_worker_is_tried_again_twice_and_never_held_against_a_configuration(
+    tmp_path: Path,
+) -> None:
+    space = load(tmp_path)
+    seen: dict[str, int] = {}
+
+    def lose_twice(request: TrialRequest) -> TrialSummary:
+        seen[request.trial_id] = seen.get(request.trial_id, 0) + 1
+        assert request.attempt == seen[request.trial_id]
+        is_victim = request.trial_id in {"search-0002", "pilot-03"}
+        return lost(request) if is_victim and request.attempt < 3 else pretend(request)
+
+    plan = plan_of(space)
+    rows = run_all(plan, lose_twice)
+    attempts = [
+        (row.attempt, row.summary.outcome) for row in rows if row.trial_id == "search-0002"
+    ]
+    assert attempts == [
+        (1, Outcome.INFRASTRUCTURE),
+        (2, Outcome.INFRASTRUCTURE),
+        (3, Outcome.COMPLETED),
+    ]
+    undisturbed = run_all(plan_of(space))
+    assert settings_of([r for r in rows if r.summary.outcome.is_result], Stage.SEARCH) == (
+        settings_of(undisturbed, Stage.SEARCH)
+    )
+    assert plan.verdict is not None
+    assert plan.verdict.kind is VerdictKind.STABLE
+
+
+def test_a_trial_lost_three_times_is_given_up_and_told_as_nothing(tmp_path: Path) -> None:
+    plan = plan_of(load(tmp_path))
+    rows = run_all(plan, lambda r: lost(r) if r.trial_id == "search-0001" else pretend(r))
+    last = [row for row in rows if row.trial_id == "search-0001"][-1]
+    assert (last.attempt, last.told_value) == (3, None)
+
+
+def test_a_lost_trial_is_tried_again_after_a_resume(tmp_path: Path) -> None:
+    space = load(tmp_path)
+    whole = run_all(plan_of(space))
+    victim = dataclasses.replace(
+        whole[8],
+        summary=lost_like(whole[8]),
+        told_value=None,
+        told_constraint=None,
+        told_e_star=None,
+    )
+    plan = plan_of(space, (*whole[:8], victim))
+    request = plan.next_trial()
+    assert request is not None
+    assert (request.trial_id, request.attempt) == (victim.trial_id, 2)
+    row = plan.finish(request, pretend(request), started_at="", node="")
+    assert row.told_value == whole[8].told_value
+
+
+def lost_like(row: TrialRow) -> TrialSummary:
+    return TrialSummary(
+        outcome=Outcome.INFRASTRUCTURE, num_planned_steps=row.summary.num_planned_steps
+    )
+
+
+def test_five_early_trials_that_fail_alike_are_the_user_s_code(tmp_path: Path) -> None:
+    path = write_space(tmp_path)
+    path.write_text(path.read_text() + "task_args: {behaviour: raise}\n")
+    words = (
+        r"(?s)first 5 trials all failed with KeyError at .*tiny_task.py:\d+.*a bug of the user's"
+    )
+    with pytest.raises(UserCodeError, match=words):
+        run_all(plan_of(spaces.load(path)), train)
+
+
+def test_one_early_trial_that_fails_is_not(tmp_path: Path) -> None:
+    def fail_once(request: TrialRequest) -> TrialSummary:
+        if request.trial_id != "pilot-00":
+            return pretend(request)
+        return dataclasses.replace(
+            lost(request), outcome=Outcome.USER_ERROR, error_type="KeyError", error_place="x:1"
+        )
+
+    plan = plan_of(load(tmp_path))
+    run_all(plan, fail_once)
+    assert plan.verdict is not None
+    assert plan.verdict.kind is VerdictKind.STABLE
+
+
+def test_too_many_lost_workers_end_the_study(tmp_path: Path) -> None:
+    with pytest.raises(InfrastructureError, match="6 of 6 attempts lost their worker"):
+        run_all(plan_of(load(tmp_path)), lost)
+
+
+def test_a_space_where_nothing_is_stable_is_a_finished_study(tmp_path: Path) -> None:
+    plan = plan_of(load(tmp_path))
+    rows = run_all(plan, unstable)
+    assert plan.verdict is not None
+    assert (plan.verdict.kind, plan.verdict.exit_code) == (VerdictKind.NONE, 3)
+    assert all(row.told_constraint > 0 for row in rows if row.told_constraint is not None)
+
+
+def test_a_file_without_a_space_is_confirmed_without_a_search(tmp_path: Path) -> None:
+    path = write_space(
+        tmp_path,
+        text="task: {task}:Tiny\ntrial: {{steps: 20}}\n"
+        "fixed: {{learning_rate: 0.01, batch_size: 8}}\n"
+        "confirm: {{seeds: 2, steps: 20, octaves: 1, min_margin: 0}}\n",
+    )
+    plan = plan_of(spaces.load(path))
+    rows = run_all(plan)
+    assert {row.stage for row in rows} == {Stage.PILOT, Stage.CONFIRM}
+    rates = [row.settings["learning_rate"] for row in rows if row.stage is Stage.PILOT]
+    assert rates[0] == 0.0025
+    assert rates[-1] == 0.04
+    assert plan.verdict is not None
+    assert plan.verdict.kind is VerdictKind.STABLE
+
+
+def test_the_search_starts_no_trial_once_half_of_the_steps_are_spent(tmp_path: Path) -> None:
+    plan = plan_of(load(tmp_path, "search.step_budget=900", "search.trials=40"))
+    rows = run_all(plan)
+    num_search = sum(row.stage is Stage.SEARCH for row in rows)
+    steps = [row.summary.num_steps for row in rows]
+    assert sum(steps[:7]) == 6 * 30 + 3  # the highest rate of the pilot was killed at step 3
+    assert sum(steps[: 7 + num_search - 1]) < 450 <= sum(steps[: 7 + num_search])
+    assert sum(steps) <= 900
+    assert plan.verdict is not None
+    assert plan.verdict.kind is VerdictKind.STABLE
+
+
+@pytest.mark.parametrize(("budget", "num_search"), [(300, 0), (380, 1)])
+def test_a_budget_too_small_for_confirm_leaves_the_study_incomplete(
+    tmp_path: Path, budget: int, num_search: int
+) -> None:
+    plan = plan_of(load(tmp_path, f"search.step_budget={budget}", "confirm.seeds=5"))
+    rows = run_all(plan)
+    assert sum(row.stage is Stage.SEARCH for row in rows) == num_search
+    assert plan.verdict is not None
+    assert (plan.verdict.kind, plan.verdict.exit_code) == (VerdictKind.INCOMPLETE, 6)
+
+
+def test_a_time_budget_is_counted_by_the_clock(tmp_path: Path) -> None:
+    now = 0.0
+
+    def slow(request: TrialRequest) -> TrialSummary:
+        nonlocal now
+        now += 1.0
+        return pretend(request)
+
+    plan = plan_of(load(tmp_path, "search.time_budget_s=20"), clock=lambda: now)
+    rows = run_all(plan, slow)
+    assert sum(row.stage is Stage.SEARCH for row in rows) == 3  # 7 pilot + 3 search = half of 20
+    assert now <= 20
+
+
+def test_a_second_pilot_puts_every_stabiliser_at_its_smallest_number(tmp_path: Path) -> None:
+    def fail_at_first(request: TrialRequest) -> TrialSummary:
+        is_first_sweep = request.stage is Stage.PILOT and request.index < 7
+        return unstable_pilot(request) if is_first_sweep else pretend(request)
+
+    def unstable_pilot(request: TrialRequest) -> TrialSummary:
+        return TrialSummary(
+            outcome=Outcome.PRUNED, num_planned_steps=request.config.num_planned_steps, num_steps=3
+        )
+
+    rows = run_all(plan_of(load(tmp_path)), fail_at_first)
+    pilot = [row for row in rows if row.stage is Stage.PILOT]
+    assert [row.settings["clip_norm"] for row in pilot] == [1.0] * 14
+    assert len(pilot) == 14
+
+
+def test_the_order_of_a_request_survives_its_way_to_the_worker(tmp_path: Path) -> None:
+    request = plan_of(load(tmp_path)).next_trial()
+    assert request is not None
+    order = Order.from_text(request.to_text())
+    assert (order.config, order.constants) == (request.config, request.constants)
+
+
+def test_planned_work_bounds_what_a_study_takes(tmp_path: Path) -> None:
+    space = load(tmp_path)
+    trials, steps = planned_work(space)
+    rows = run_all(plan_of(space))
+    assert len(rows) <= trials
+    assert sum(row.summary.num_steps for row in rows) <= steps
