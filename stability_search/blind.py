@@ -53,7 +53,7 @@ def run_blind(model: nn.Module, probe: Sequence[Any], probe_loss: ProbeLoss) -> 
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.zero_()
-                parameter.requires_grad_(requires_grad=False)
+                parameter.requires_grad = False
     free = [p for p in model.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in free]
     best = BlindRun(loss=None, batch_losses=())

@@ -150,7 +150,12 @@ def as_markdown() -> str:
     """Return both tables of columns as Markdown, as they stand in `report/README.md`."""
     lines = []
     for table in ("trials", "configurations"):
-        lines += [f"### `{table}`", "", "| column | type | unit or range | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"### `{table}`",
+            "",
+            "| column | type | unit or range | meaning |",
+            "|---|---|---|---|",
+        ]
         lines += [
             f"| `{c.name}` | {c.dtype} | {c.unit} | {c.meaning} |"
             for c in COLUMNS

@@ -450,7 +450,8 @@ def _text(value: str) -> str:
 
 
 def _inert(value: str) -> str:
-    return f"'{value}" if _FORMULA_START.match(value) else value
+    lines = value.replace("\r\n", "\n").replace("\r", "\n")  # csv leaves a bare \r unquoted
+    return f"'{lines}" if _FORMULA_START.match(lines) else lines
 
 
 def _to_arrow(table: TableName, frame: pd.DataFrame) -> pa.Table:

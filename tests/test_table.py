@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,9 +54,13 @@ def tables_of(case: StudyCase, names: tuple[str, ...] = SPACE_SETTINGS) -> Table
 
 
 @pytest.mark.parametrize(
-    "make", [stable_study, hopeless_study, interrupted_study, empty_study], ids=lambda f: f.__name__
+    "make",
+    [stable_study, hopeless_study, interrupted_study, empty_study],
+    ids=lambda f: f.__name__,
 )
-def test_every_table_has_exactly_the_declared_columns_then_settings_then_metrics(make) -> None:
+def test_every_table_has_exactly_the_declared_columns_then_settings_then_metrics(
+    make: Callable[[], StudyCase],
+) -> None:
     tables = tables_of(make())
     for name in ("trials", "configurations"):
         declared = [column for column in COLUMNS if column.table == name]
@@ -91,13 +95,18 @@ def test_scores_are_those_of_the_standing_at_the_horizon_of_the_stage() -> None:
 
 def test_the_order_of_the_rows_changes_nothing_and_bytes_repeat(tmp_path: Path) -> None:
     case = stable_study()
-    shuffled = list(case.rows)
-    random.Random(3).shuffle(shuffled)
+    shuffled = [case.rows[i * 37 % len(case.rows)] for i in range(len(case.rows))]
+    assert set(map(id, shuffled)) == set(map(id, case.rows))
     for folder, rows in (("a", case.rows), ("b", tuple(shuffled))):
         (tmp_path / folder).mkdir()
         write_tables(tables_of(replace(case, rows=rows)), tmp_path / folder)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["configurations.csv", "configurations.parquet", "trials.csv", "trials.parquet"]
+    assert names == [
+        "configurations.csv",
+        "configurations.parquet",
+        "trials.csv",
+        "trials.parquet",
+    ]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
@@ -183,7 +192,7 @@ def test_text_that_starts_like_a_formula_is_inert_in_csv(text: str) -> None:
     spoiled = replace(rows[0], summary=replace(rows[0].summary, reason=text))
     frame = tables_of(replace(empty_study(), rows=(spoiled, *rows[1:]))).trials
     first = next(csv.DictReader(io.StringIO(to_csv(frame), newline="")))
-    assert first["reason"] == f"'{text}"
+    assert first["reason"] == f"'{text}".replace("\r", "\n")
 
 
 def test_numbers_stay_numbers_in_csv() -> None:
@@ -193,7 +202,7 @@ def test_numbers_stay_numbers_in_csv() -> None:
 
 
 def test_a_setting_named_like_a_column_is_refused() -> None:
-    with pytest.raises(UsageError, match="named like a column.*but got outcome, q"):
+    with pytest.raises(UsageError, match=r"named like a column.*but got outcome, q"):
         check_setting_names(["learning_rate", "q", "outcome"])
     check_setting_names(SPACE_SETTINGS)
 
@@ -207,7 +216,13 @@ NUMBERS = st.one_of(
 
 @settings(max_examples=60)
 @given(loss=NUMBERS, metric=NUMBERS, setting=NUMBERS, memory=NUMBERS, text=st.text(max_size=8))
-def test_no_number_breaks_the_tables(loss, metric, setting, memory, text) -> None:
+def test_no_number_breaks_the_tables(
+    loss: float | None,
+    metric: float | None,
+    setting: float | None,
+    memory: float | None,
+    text: str,
+) -> None:
     summary = TrialSummary(
         outcome=Outcome.COMPLETED,
         reason=text,

@@ -1,5 +1,6 @@
 """What the report is drawn from, and the one place where its rows become plain values."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -147,7 +148,11 @@ class View:
     def settings(self, config_id: str) -> dict[str, Any]:
         """Return every setting of a configuration, in the order of the space."""
         row = self.by_id[config_id]
-        return {name: row.get(name) for name in self.report.setting_names}
+        values = {name: row.get(name) for name in self.report.setting_names}
+        for name, value in values.items():
+            if isinstance(value, str) and isinstance(getattr(_ENGINE_DEFAULTS, name, None), tuple):
+                values[name] = json.loads(value)  # a list is JSON text in its column
+        return values
 
     def in_stage(self, *stages: str) -> list[dict[str, Any]]:
         """Return the trials of some stages."""

@@ -118,7 +118,7 @@ def _confirmed(view: View) -> list[str]:
         cells = [
             code(config_id),
             number(row.get("learning_rate")),
-            f"{score_text(row['score'])} of {row['ceiling']:.1f}",
+            inert(f"{score_text(row['score'])} of {row['ceiling']:.1f}"),
             *(number(row[name] if row[name] is None else round(row[name], 2))
               for name in ("calm", "smooth", "kept", "progress", "q_lower")),
             margin_text(row, view.study.confirm.octaves),

@@ -11,6 +11,7 @@ Settings = Mapping[str, Any]
 
 _PLAIN_YAML = re.compile(r"^[A-Za-z_][A-Za-z0-9_./-]*$")
 _RESERVED_YAML = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
+_FIRST_LONG_ESCAPE = 0x10000
 _DEFAULTS = EngineSettings(learning_rate=1.0)
 _WITHOUT_PLAIN_LINE = {
     "attention_clamp": "clamp the attention output in your model",
@@ -27,7 +28,9 @@ def yaml_value(value: Any) -> str:  # noqa: ANN401 - any JSON value
     """Return a JSON value as YAML 1.2 on one line; text that could be read otherwise is quoted."""
     if isinstance(value, str):
         is_plain = _PLAIN_YAML.match(value) and value.lower() not in _RESERVED_YAML
-        return value if is_plain else json.dumps(value)
+        return value if is_plain else _quoted(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(yaml_value(item) for item in value)}]"
     return json.dumps(value, allow_nan=False)
 
 
@@ -40,7 +43,7 @@ def as_yaml(settings: Settings) -> str:
 def as_guarded_engine(settings: Settings) -> str:
     """Return a configuration as a call of the public engine."""
     arguments = [
-        f"    {name}={value!a},"
+        f"    {name}={tuple(value) if isinstance(value, list) else value!a},"
         for name, value in settings.items()
         if name in ENGINE_SETTING_NAMES and value is not None
     ]
@@ -136,6 +139,20 @@ def as_training_arguments(settings: Settings) -> str:
     return "\n".join(
         ["args = TrainingArguments(", "    output_dir=output_dir,", *lines, ")", *notes]
     )
+
+
+def _quoted(text: str) -> str:
+    """Quote text for YAML in ASCII; JSON's escapes will not do beyond the first 65,536."""
+    return "".join(['"', *map(_escaped, text), '"'])
+
+
+def _escaped(char: str) -> str:
+    if char in {'"', "\\"}:
+        return f"\\{char}"
+    if " " <= char <= "~":
+        return char
+    code = ord(char)
+    return f"\\u{code:04x}" if code < _FIRST_LONG_ESCAPE else f"\\U{code:08x}"
 
 
 def _getter(settings: Settings) -> Any:  # noqa: ANN401 - a function over mixed values

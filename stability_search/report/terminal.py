@@ -9,7 +9,6 @@ from stability_search.report.wording import (
     choice_text,
     headline,
     margin_text,
-    next_command,
     outcomes_text,
     plain,
     score_text,
@@ -19,7 +18,7 @@ from stability_search.report.wording import (
 
 
 def verdict_lines(report: Report) -> list[str]:
-    """Return the verdict, the report's path and the next command, a line each.
+    """Return the verdict, a line each.
 
     Args:
         report: The study.
@@ -44,8 +43,6 @@ def verdict_lines(report: Report) -> list[str]:
     others = [view.by_id[c] for c in compared(view) if c != view.headline_id]
     lines += [f"also {_role(view, other)} {_one_line(view, other)}" for other in others]
     lines += [f"warning: {text}" for text in warnings(view)]
-    lines.append(f"report: {plain(view.private(report.run_directory)).rstrip('/')}/report.html")
-    lines.append(f"next: {next_command(view)}")
     return lines
 
 

@@ -14,7 +14,9 @@ MIN_SEEDS_FOR_WINNER = 5
 _NOTHING_LEARNED = 0.5  # a score below this is printed as such
 _LARGE = 10_000
 _EXACT = 1e15  # whole settings below it are written out in full
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]+"
+)
 
 OUTCOME_WORDS: dict[str, str] = {
     Outcome.COMPLETED: "completed",
@@ -163,12 +165,12 @@ def outcomes_text(rows: Iterable[Row]) -> str:
 
 
 def next_command(view: View) -> str:
-    """Return the command that goes on from this verdict."""
+    """Return the command that goes on from this verdict: a choice can be checked again."""
     run = view.private(view.report.run_directory).rstrip("/")
 
     match view.verdict.kind:
         case VerdictKind.STABLE:
-            return f"stability-search train --space {_quoted(run + '/best.yaml')}"
+            return f"stability-search run --space {_quoted(run + '/best.yaml')}"
         case VerdictKind.NONE:
             return f"stability-search run --space {_quoted(run + '/space.yaml')}"
         case VerdictKind.INCOMPLETE:

@@ -226,11 +226,11 @@ class Confirmation:
         """See `stability_search.search.confirm.next_need`."""
         start = self._start(rows)
         if self._space.has_space and not start.of_search.has_signal:
-            return verdicts.no_signal(rows, self._space, start.of_search)
+            return verdicts.no_signal(rows, start.of_search)
         if not start.candidates:
-            return verdicts.no_candidate(rows, self._space, start.of_search)
+            return verdicts.no_candidate(rows, start.of_search)
         if start.of_confirm.e0 is None:  # no trial of confirm can give one
-            return verdicts.no_signal(rows, self._space, start.of_confirm)
+            return verdicts.no_signal(rows, start.of_confirm)
         finished = finished_trials(rows)
         results = Results(finished, lambda row: self._q(row, start.of_confirm))
         need, ladders = self._climb(start.candidates, results, can_afford)
@@ -239,7 +239,6 @@ class Confirmation:
         if ladders.progress[0].base is None:
             return verdicts.incomplete(
                 rows,
-                self._space,
                 start.of_confirm,
                 confirmed=ladders.confirmed_ids,
                 unfinished=ladders.unfinished,
@@ -369,7 +368,6 @@ class Confirmation:
         if not look.measure.has_signal:
             return verdicts.no_signal(
                 rows,
-                self._space,
                 look.measure,
                 confirmed=ladders.confirmed_ids,
                 unfinished=unfinished,
@@ -381,7 +379,7 @@ class Confirmation:
     def _stable(
         self, rows: Sequence[TrialRow], look: Look, choice: Choice, ladders: _Ladders
     ) -> Verdict:
-        return verdicts.stable(rows, self._space, look, choice, unfinished=ladders.unfinished)
+        return verdicts.stable(rows, look, choice, unfinished=ladders.unfinished)
 
     def _cut_short(
         self, rows: Sequence[TrialRow], first: Look, last: Look, ladders: _Ladders
@@ -391,7 +389,6 @@ class Confirmation:
         look = replace(first, met=still)
         return verdicts.stable(
             rows,
-            self._space,
             look,
             look.choose(ALPHA_TWO_LOOKS),
             unfinished=ladders.unfinished,

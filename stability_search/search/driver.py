@@ -158,7 +158,7 @@ def drive(
     from ray import tune
 
     from stability_search.search.trainable import TrialTrainable
-    from stability_search.search.tune_bridge import Bridge, Leave, SourceSearcher
+    from stability_search.search.tune_bridge import Bridge, KeepWorkers, Leave, SourceSearcher
 
     bridge = Bridge(source, signals)
     searcher = SourceSearcher(
@@ -178,6 +178,7 @@ def drive(
             name="trials",
             storage_path=str(cluster.storage),
             search_alg=searcher,
+            scheduler=KeepWorkers(machine.num_slots),
             num_samples=-1,
             max_concurrent_trials=machine.num_slots,
             reuse_actors=True,

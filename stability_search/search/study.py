@@ -605,7 +605,7 @@ def _write_best(
         directory.best.unlink(missing_ok=True)
         return
     settings = next(row.settings for row in rows if row.config_id == verdict.choice)
-    text = spaces.best_yaml(space, settings, "\n".join(lines[:-1]))
+    text = spaces.best_yaml(space, settings, "\n".join(lines))
     write_whole(directory.best, text)
 
 

@@ -131,7 +131,7 @@ def process_state() -> tuple[object, ...]:
         torch.get_float32_matmul_precision(),
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,
-        torch.backends.mkldnn.enabled,  # type: ignore[attr-defined]
+        torch.backends.mkldnn.enabled,
         len(module_hooks._global_forward_hooks),  # noqa: SLF001 - no public way to count
         len(module_hooks._global_forward_pre_hooks),  # noqa: SLF001 - as above
         len(module_hooks._global_backward_hooks),  # noqa: SLF001 - as above

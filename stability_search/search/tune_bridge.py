@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.tune import Callback
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from stability_search.records import Outcome, TrialSummary
@@ -18,6 +19,7 @@ from stability_search.search.source import Signals, TrialSource
 from stability_search.search.trainable import WATCHDOG_GRACE_S
 
 if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial
 
 DRIVER_GRACE_S = 15.0  # after a trial's limit, when its own clock and watchdog have failed
@@ -165,6 +167,31 @@ class Bridge(Callback):
 
 def _age_s(running: _Running) -> float:
     return time.monotonic() - running.started
+
+
+class KeepWorkers(FIFOScheduler):
+    """Keeps every worker that is idle or starting; Tune would drop most of them.
+
+    Tune keeps one idle worker, so that between two stages the others would end and start again;
+    and it gives a pending trial to any worker that becomes free, dropping the one that was
+    starting for it: with trials shorter than a worker's start, a slot stays empty for good.
+
+    Args:
+        num_slots: Trials at once.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._num_to_keep = num_slots
+
+    def on_trial_add(self, tune_controller: "TuneController", trial: "Trial") -> None:
+        """Let the cache of workers hold all of them, once it is known what one occupies."""
+        cache = tune_controller._actor_cache  # noqa: SLF001 - Ray 2.60 offers no setting
+        cache.increase_max(trial.placement_group_factory, self._num_to_keep)
+        self._num_to_keep = 0
+
+    def choose_trial_to_run(self, tune_controller: "TuneController") -> None:
+        """Choose nothing: pending trials are started in order anyway."""
 
 
 class SourceSearcher(Searcher):

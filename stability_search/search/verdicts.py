@@ -1,10 +1,9 @@
 """How a study can end, in the words of the report: one function for each end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from stability_search.records import (
     ChoiceReason,
-    Json,
     Outcome,
     Stage,
     TrialRow,
@@ -33,24 +32,10 @@ ALONE = (
 
 
 def _warnings(
-    rows: Sequence[TrialRow],
-    space: Space,
-    measure: Yardstick,
-    named: Sequence[Mapping[str, Json]],
-    *more: Sequence[str],
+    rows: Sequence[TrialRow], measure: Yardstick, *more: Sequence[str]
 ) -> tuple[str, ...]:
-    """Collect what must be said beside a verdict that names these configurations."""
-    of_named = [r for r in rows if r.stage is Stage.CONFIRM and r.settings in named]
-    return caveats.joined(
-        (
-            *more,
-            measure.warnings,
-            caveats.scale_growth(named, space.study.confirm.steps),
-            caveats.half_precision_on_cpu(of_named),
-            caveats.order_of_proposals(space.study, has_space=space.has_space),
-            caveats.unobserved(rows),
-        )
-    )
+    """Collect what must be said beside a verdict."""
+    return caveats.joined((*more, measure.warnings, caveats.unobserved(rows)))
 
 
 def _ids(standings: Sequence[ConfigurationStanding]) -> tuple[str, ...]:
@@ -70,9 +55,8 @@ def _fastest(met: Sequence[ConfigurationStanding]) -> ConfigurationStanding:
     )
 
 
-def stable(  # noqa: PLR0913 - every argument is a fact of the verdict
+def stable(
     rows: Sequence[TrialRow],
-    space: Space,
     look: Look,
     choice: Choice,
     *,
@@ -83,14 +67,12 @@ def stable(  # noqa: PLR0913 - every argument is a fact of the verdict
 
     Args:
         rows: Every finished trial.
-        space: The study's space.
         look: The last look.
         choice: What it showed.
         unfinished: Candidates whose confirmation did not end.
         more: Warnings of the caller's.
     """
     fastest = _fastest(look.met)
-    named = [one.settings for one in (choice.chosen, fastest, *choice.tied)]
     is_alone = choice.reason is ChoiceReason.TIED and len(choice.tied) == 1
     return Verdict(
         kind=VerdictKind.STABLE,
@@ -103,9 +85,7 @@ def stable(  # noqa: PLR0913 - every argument is a fact of the verdict
         unfinished=unfinished,
         warnings=_warnings(
             rows,
-            space,
             look.measure,
-            named,
             caveats.few_seeds(choice.num_seeds),
             (ALONE,) if is_alone else (),
             more,
@@ -137,15 +117,12 @@ def none_met_the_bar(
         unfinished=unfinished,
         missed=closest.missed,
         reason=f"None of {len(look.confirmed)} confirmed configurations met the bar: {bar}.",
-        warnings=_warnings(
-            rows, space, look.measure, [closest.settings], caveats.few_seeds(confirm.seeds)
-        ),
+        warnings=_warnings(rows, look.measure, caveats.few_seeds(confirm.seeds)),
     )
 
 
 def no_signal(
     rows: Sequence[TrialRow],
-    space: Space,
     measure: Yardstick,
     *,
     confirmed: tuple[str, ...] = (),
@@ -155,7 +132,6 @@ def no_signal(
 
     Args:
         rows: Every finished trial.
-        space: The study's space.
         measure: Constants of the horizon without signal.
         confirmed: Configurations that had all seeds, not ranked.
         unfinished: Candidates whose confirmation did not end.
@@ -178,18 +154,17 @@ def no_signal(
             f"No signal over {measure.horizon} steps: {why}. Train longer or widen the range of "
             "learning rates."
         ),
-        warnings=_warnings(rows, space, measure, []),
+        warnings=_warnings(rows, measure),
     )
 
 
-def no_candidate(rows: Sequence[TrialRow], space: Space, measure: Yardstick) -> Verdict:
+def no_candidate(rows: Sequence[TrialRow], measure: Yardstick) -> Verdict:
     """End without confirm: nothing in the search was worth it.
 
     The closest is the highest value told to the sampler, then the most steps.
 
     Args:
         rows: Every finished trial.
-        space: The study's space.
         measure: Constants of the search's horizon.
     """
     told = [
@@ -204,7 +179,7 @@ def no_candidate(rows: Sequence[TrialRow], space: Space, measure: Yardstick) -> 
         closest=None if best is None else best.config_id,
         missed=() if best is None else (_end_in_words(best),),
         reason="No trial of the search completed with q > 0, so there was nothing to confirm.",
-        warnings=_warnings(rows, space, measure, [] if best is None else [best.settings]),
+        warnings=_warnings(rows, measure),
     )
 
 
@@ -219,7 +194,6 @@ def _end_in_words(row: TrialRow) -> str:
 
 def incomplete(
     rows: Sequence[TrialRow],
-    space: Space,
     measure: Yardstick,
     *,
     confirmed: tuple[str, ...],
@@ -229,7 +203,6 @@ def incomplete(
 
     Args:
         rows: Every finished trial.
-        space: The study's space.
         measure: Constants of the confirm horizon.
         confirmed: Configurations that had all seeds.
         unfinished: Candidates whose confirmation did not end.
@@ -240,5 +213,5 @@ def incomplete(
         confirmed=confirmed,
         unfinished=unfinished,
         reason="The budget ended before the first candidate was confirmed.",
-        warnings=_warnings(rows, space, measure, []),
+        warnings=_warnings(rows, measure),
     )

@@ -76,7 +76,11 @@ class TeacherNetwork(nn.Module):
             if shape.fusion == "attention"
             else WeightedSumFusion(len(stream_sizes))
         )
-        self.classifier = nn.Linear(shape.hidden, num_classes + 1)
+        self.classifier = nn.Sequential(
+            nn.Linear(shape.hidden, shape.hidden),
+            nn.ReLU(),
+            nn.Linear(shape.hidden, num_classes + 1),
+        )
 
     def forward(self, frames: Tensor, padding: Tensor) -> Tensor:
         """Compute log-probabilities.

@@ -68,7 +68,9 @@ def hostile_case(case: StudyCase, text: str) -> StudyCase:
             metrics_last={text: 0.5},
         )
         settings = {**row.settings, "clip_norm": text}
-        return replace(row, summary=summary, settings=settings, node=text, trial_id=f"{row.trial_id}{text}")
+        return replace(
+            row, summary=summary, settings=settings, node=text, trial_id=f"{row.trial_id}{text}"
+        )
 
     verdict = replace(case.verdict, reason=text, missed=(text,), warnings=(text,))
     study = replace(case.study, name=text, targets={text: 0.1})

@@ -65,7 +65,7 @@ def skip_without_update(*, bad_norm: float, calls_update: bool) -> list[str]:
 
 
 def _gradient(model: nn.Module) -> torch.Tensor:
-    gradient = model.get_parameter("classifier.weight").grad
+    gradient = model.get_parameter("classifier.2.weight").grad
     assert gradient is not None
     return gradient
 

@@ -1,0 +1,74 @@
+"""`report.json`: strict, complete, and true to its schema."""
+
+import json
+from collections.abc import Callable
+
+import jsonschema
+import pytest
+
+from stability_search.report import json_schema, render_json
+from tests.report.study_reports import HOSTILE, hostile_report, report_of
+from tests.study_rows import (
+    StudyCase,
+    empty_study,
+    hopeless_study,
+    interrupted_study,
+    stable_study,
+)
+
+MAKERS = [stable_study, hopeless_study, interrupted_study, empty_study]
+
+
+def check(document: object) -> None:
+    jsonschema.Draft202012Validator(json_schema()).validate(document)
+    json.dumps(document, allow_nan=False)
+
+
+def test_the_schema_is_a_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(json_schema())
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
+def test_every_verdict_keeps_the_schema(make: Callable[[], StudyCase]) -> None:
+    check(render_json(report_of(make())))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_keeps_it_too(text: str) -> None:
+    check(render_json(hostile_report(stable_study, text)))
+
+
+def test_the_schema_can_fail() -> None:
+    document = render_json(report_of(stable_study()))
+    del document["best"]["q_lower"]
+    with pytest.raises(
+        jsonschema.ValidationError, match="is not valid under any of the given schemas"
+    ):
+        check(document)
+
+
+def test_the_choice_is_whole() -> None:
+    document = render_json(report_of(stable_study()))
+    best = document["best"]
+    assert (document["verdict"], document["exit_code"]) == ("stable", 0)
+    assert best["settings"]["learning_rate"] == 8e-3
+    assert best["settings"]["init_scale"] is None
+    assert (best["num_seeds"], best["num_bad_steps"], best["num_judged_steps"]) == (5, 0, 2000)
+    assert best["score_version"] == "S-v1"
+    assert len(document["tied"]) == 2
+    assert document["files"]["best"] == "best.yaml"
+    assert document["outcomes"]["diverged"] == 9
+    assert document["study"]["run_directory"].startswith("~/")
+
+
+def test_without_a_choice_best_is_null() -> None:
+    document = render_json(report_of(hopeless_study()))
+    assert document["best"] is None
+    assert document["files"]["best"] is None
+    assert document["closest"]["config_id"] == hopeless_study().verdict.closest
+    assert document["missed"]
+
+
+def test_numbers_that_are_not_finite_become_null() -> None:
+    report = report_of(stable_study(), environment={"load": float("nan"), "deep": [float("inf")]})
+    assert render_json(report)["environment"] == {"load": None, "deep": [None]}

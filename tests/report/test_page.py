@@ -1,0 +1,201 @@
+"""The page as text: one file, a strict policy, the same bytes, private, bounded."""
+
+import base64
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from stability_search.errors import StoppedEarlyError
+from stability_search.report import render_html, write_report
+from stability_search.report.figures import plot_text
+from stability_search.report.page import PLOTLY_VERSION, script_json
+from tests.report.study_reports import HOSTILE, hostile_report, report_of
+from tests.study_rows import (
+    StudyCase,
+    empty_study,
+    hopeless_study,
+    interrupted_study,
+    pilot_rows,
+    search_rows,
+    stable_study,
+)
+
+ASSETS = files("stability_search.report") / "assets"
+MAKERS = [stable_study, hopeless_study, interrupted_study, empty_study]
+
+
+def test_the_vendored_bundle_is_the_version_that_plotly_ships() -> None:
+    from plotly.offline import get_plotlyjs_version
+
+    head = (ASSETS / "plotly-cartesian.min.js").read_text(encoding="utf-8")[:200]
+    assert f"(cartesian - minified) v{PLOTLY_VERSION}" in head
+    assert get_plotlyjs_version() == PLOTLY_VERSION
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
+def test_the_same_study_gives_the_same_page(make: Callable[[], StudyCase]) -> None:
+    assert render_html(report_of(make())) == render_html(report_of(make()))
+
+
+def test_every_script_that_runs_is_named_by_its_hash() -> None:
+    html = render_html(report_of(stable_study()))
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
+    assert policy is not None
+    text = policy[1].replace("&#39;", "'")
+    assert text.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-eval" not in text
+    assert "unsafe-inline" not in text.split("style-src")[0]
+    scripts = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    assert len(scripts) == 2
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in text
+
+
+def test_nothing_is_loaded_from_elsewhere() -> None:
+    html = render_html(report_of(stable_study()))
+    own = html.replace((ASSETS / "plotly-cartesian.min.js").read_text(encoding="utf-8"), "")
+    assert re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', own) == []
+    assert "url(" not in own
+    assert "@import" not in own
+
+
+@cache
+def tame_page(make: Callable[[], StudyCase]) -> str:
+    return render_html(hostile_report(make, "tame"))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("make", [stable_study, hopeless_study], ids=lambda f: f.__name__)
+def test_hostile_text_adds_no_element(make: Callable[[], StudyCase], text: str) -> None:
+    tame, hostile = tame_page(make), render_html(hostile_report(make, text))
+    names = ("script", "img", "svg", "iframe", "a ", "object", "style", "form")
+    for name in names:
+        assert hostile.count(f"<{name}") == tame.count(f"<{name}"), name
+
+
+def test_data_for_scripts_can_neither_end_the_element_nor_be_nan() -> None:
+    assert script_json(["</script>&\u2028"]) == '["\\u003c/script\\u003e\\u0026\\u2028"]'
+    with pytest.raises(ValueError, match="Out of range float values"):
+        script_json([float("nan")])
+
+
+def test_text_for_plotly_is_neutral_and_short() -> None:
+    assert plot_text("<b>$x$ & y</b>") == "&lt;b&gt;&#36;x&#36; &amp; y&lt;/b&gt;"
+    assert len(plot_text("a" * 500)) == 60
+
+
+def test_home_and_hosts_do_not_appear() -> None:
+    report = report_of(
+        stable_study(), space_text="task: /home/someone/x.py:T  # gpu-box-0.lab.example"
+    )
+    html = render_html(report)
+    assert "/home/someone" not in html
+    assert "~/x.py" in html
+    assert "gpu-box" not in html
+    assert "node-2" in html
+
+
+def test_seeds_are_shown_whole() -> None:
+    assert "8675309000000001" in render_html(report_of(stable_study()))
+
+
+def test_a_figure_without_data_is_one_sentence() -> None:
+    html = render_html(report_of(empty_study()))
+    assert "<figure" not in html
+    for sentence in (
+        "No trial has ended with a result yet.",
+        "No trial has read its probe yet.",
+        "No trial has ended yet.",
+        "No candidate has been confirmed yet.",
+    ):
+        assert sentence in html
+
+
+def test_the_card_answers_what_how_far_and_how_sure() -> None:
+    html = render_html(report_of(stable_study()))
+    for words in (
+        "Stable over 400 steps",
+        "of at most 77.3 with 5 seeds",
+        "at most 0.15 % at 95 % confidence",
+        "learning_rate: 0.008",
+        "GuardedEngine(model, settings)",
+        "torch.optim.AdamW(model.parameters(), lr=0.008",
+        "TrainingArguments(",
+        "today&#39;s",
+        "its margin is 2 doublings against at least 3 doublings",
+    ):
+        assert words in html
+
+
+def test_the_card_of_a_hopeless_study_says_what_broke_and_what_to_change() -> None:
+    html = render_html(report_of(hopeless_study()))
+    for words in ("No stable configuration", "What it missed", "What broke the others",
+                  "What to change", "learning_rate downwards", "What came closest"):  # fmt: skip
+        assert words in html
+
+
+def two_hundred_trials() -> tuple:
+    case = stable_study()
+    more = [
+        replace(row, index=row.index + 48 * k, trial_id=f"{row.trial_id}-{k}")
+        for k in range(1, 4)
+        for row in search_rows()
+    ]
+    return replace(case, rows=(*case.rows, *more[:110]))
+
+
+def test_two_hundred_trials_stay_under_three_megabytes_and_three_seconds() -> None:
+    case = two_hundred_trials()
+    assert len(case.rows) == 200
+    started = time.perf_counter()
+    html = render_html(report_of(case))
+    took = time.perf_counter() - started
+    assert len(html.encode()) <= 3_000_000
+    assert took < 6  # twice the promise: machines are noisy
+
+
+def test_beyond_a_thousand_trials_the_list_ends_and_says_so() -> None:
+    rows = [replace(row, index=i, trial_id=f"t{i}") for i, row in enumerate(pilot_rows() * 145)]
+    html = render_html(report_of(replace(empty_study(), rows=tuple(rows))))
+    assert "1,000 trials; 15 more in trials.parquet" in html
+    assert len(html.encode()) <= 5_000_000
+
+
+def test_all_three_files_are_written_and_strict(tmp_path: Path) -> None:
+    written = write_report(report_of(stable_study()), tmp_path)
+    assert [path.name for path in written] == ["report.html", "report.md", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(p.name for p in written)
+    json.loads(written[2].read_text(), parse_constant=pytest.fail)
+
+
+def test_a_folder_that_is_not_there_is_a_named_error(tmp_path: Path) -> None:
+    with pytest.raises(StoppedEarlyError, match=r"report\.html: could not be written"):
+        write_report(report_of(empty_study()), tmp_path / "missing")
+
+
+def test_a_report_needs_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys\n"
+        "from tests.report.study_reports import report_of\n"
+        "from tests.study_rows import stable_study\n"
+        "from stability_search.report import render_html\n"
+        "assert 'plotly' not in sys.modules\n"
+        "render_html(report_of(stable_study()))\n"
+        "print([m for m in ('torch', 'ray', 'optuna', 'plotly') if m in sys.modules])\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(  # noqa: S603 - our own interpreter and text
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[]", done.stderr
