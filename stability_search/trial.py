@@ -143,6 +143,7 @@ def run_trial(
     constants: TrialConstants,
     clock: Clock = time.perf_counter,
     faults: Faults | None = None,
+    preflight: Sequence[TrialConfig] = (),
 ) -> Generator[Progress, None, TrialSummary]:
     """Train one configuration for its horizon, or until it is stopped.
 
@@ -151,6 +152,8 @@ def run_trial(
         constants: What the study fixes for trials of this horizon.
         clock: Seconds from a fixed start; decides `timed_out`.
         faults: Where a test plants faults; None for a real trial.
+        preflight: Configurations tried for one step first; if the model cannot honour one, the
+            trial ends as `user_error` with the error type `UsageError`.
 
     Yields:
         Every attempted step, judged.
@@ -161,6 +164,8 @@ def run_trial(
     started = clock()
     tally = _Tally()
     try:
+        for planned in preflight:
+            check_settings(planned)
         trial = _Trial(
             config, constants, tally, clock=clock, started=started, faults=faults or NoFaults()
         )
@@ -177,6 +182,24 @@ def run_trial(
     return _summary(
         config, tally, outcome=outcome, reason=reason, error=error, wall_s=clock() - started
     )
+
+
+def check_settings(config: TrialConfig) -> None:
+    """Take one step under a configuration, to see that its model can honour every setting.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    trial = _Trial(
+        config,
+        TrialConstants(probe_steps=(0,)),
+        _Tally(),
+        clock=time.perf_counter,
+        started=time.perf_counter(),
+        faults=NoFaults(),
+    )
+    with trial.engine:
+        next(trial.run())
 
 
 class _Trial:

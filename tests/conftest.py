@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Read by torch when it is imported: more threads than cores make small tests ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A busy machine is no failure: pytest's time-out is the net for what hangs.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")

@@ -1,6 +1,9 @@
 """What the top README shows can be run as it stands."""
 
+import os
 import re
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -52,3 +55,28 @@ def test_reading_a_run_compiles() -> None:
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", TEXT))
 def test_every_link_leads_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(180)
+def test_its_own_task_gets_a_verdict_and_its_tables_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_task.py").write_text(blocks("python")[0])
+    (tmp_path / "my_space.yaml").write_text(blocks("yaml")[0])
+    command = [sys.executable, "-m", "stability_search", "run", "--space", "my_space.yaml"]
+    finished = subprocess.run(  # noqa: S603 - what the README says
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("Stable over 200 steps")
+    run = next((tmp_path / "reports").iterdir())
+    monkeypatch.chdir(tmp_path)
+    reading = re.sub(r'"reports/[^"]+"', f'"reports/{run.name}"', blocks("python")[1])
+    exec(compile(reading, "README.md", "exec"), {})  # noqa: S102 - our own text
+    assert "margin_octaves" in capsys.readouterr().out

@@ -1,57 +1,90 @@
 """Batches of any shape: the tensors in them, and how they reach a device."""
 
+import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+import inspect
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any, Self
 
 import torch
 
 
-def tensors(batch: Any, path: str = "batch") -> Iterator[tuple[str, torch.Tensor]]:  # noqa: ANN401
+def tensors(
+    batch: Any,  # noqa: ANN401 - a batch is the task's own
+    path: str = "batch",
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every tensor of a nest of tuples, lists, dicts, dataclasses and plain objects.
 
     Args:
-        batch: The nest.
+        batch: The nest; it may hold itself.
         path: Name of the nest itself, for example `batch`.
 
     Yields:
         Where the tensor is, for example `batch[0]['frames']`, and the tensor.
     """
-    if isinstance(batch, torch.Tensor):
-        yield path, batch
-    elif isinstance(batch, Mapping):
-        for key, value in batch.items():
-            yield from tensors(value, f"{path}[{key!r}]")
-    elif isinstance(batch, (list, tuple)):
-        for index, value in enumerate(batch):
-            yield from tensors(value, f"{path}[{index}]")
-    elif hasattr(batch, "__dict__") and not isinstance(batch, type):
-        for key, value in vars(batch).items():
-            yield from tensors(value, f"{path}.{key}")
-    elif dataclasses.is_dataclass(batch):
-        for spec in dataclasses.fields(batch):
-            yield from tensors(getattr(batch, spec.name), f"{path}.{spec.name}")
+    yield from _tensors(batch, path, ())
+
+
+def _tensors(
+    nest: Any,  # noqa: ANN401 - as above
+    path: str,
+    outer: tuple[int, ...],
+) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(nest, torch.Tensor):
+        yield path, nest
+        return
+    if id(nest) in outer:
+        return
+    for name, value in _members(nest):
+        yield from _tensors(value, f"{path}{name}", (*outer, id(nest)))
+
+
+def _members(nest: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - as above
+    if isinstance(nest, Mapping):
+        yield from ((f"[{key!r}]", value) for key, value in nest.items())
+    elif isinstance(nest, (list, tuple)):
+        yield from ((f"[{index}]", value) for index, value in enumerate(nest))
+    elif dataclasses.is_dataclass(nest) and not isinstance(nest, type):
+        yield from (
+            (f".{spec.name}", getattr(nest, spec.name)) for spec in dataclasses.fields(nest)
+        )
+    elif hasattr(nest, "__dict__") and not callable(nest) and not inspect.ismodule(nest):
+        yield from ((f".{key}", value) for key, value in vars(nest).items())
 
 
 def move(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 - a batch is the task's own
-    """Return the batch with every tensor on the device; anything else is passed on."""
+    """Return the batch with every tensor on the device; what has a `to` of its own moves itself.
+
+    Anything else that is no tuple, list, dict or dataclass is passed on.
+    """
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return type(batch)({key: move(value, device) for key, value in batch.items()})  # type: ignore[call-arg]
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(value, device) for value in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(move(value, device) for value in batch)
-    if hasattr(batch, "to"):
+    if hasattr(batch, "to") and not isinstance(batch, type):
         return batch.to(device)
+    if isinstance(batch, Mapping):
+        return _moved_mapping(batch, device)
+    if isinstance(batch, (list, tuple)):
+        moved_items = [move(value, device) for value in batch]
+        return type(batch)(*moved_items) if hasattr(batch, "_fields") else type(batch)(moved_items)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         moved = {
             spec.name: move(getattr(batch, spec.name), device)
             for spec in dataclasses.fields(batch)
+            if spec.init
         }
         return dataclasses.replace(batch, **moved)
     return batch
+
+
+def _moved_mapping(batch: Mapping[Any, Any], device: torch.device) -> Mapping[Any, Any]:
+    moved = {key: move(value, device) for key, value in batch.items()}
+    if type(batch) is dict:
+        return moved
+    if isinstance(batch, MutableMapping):  # a defaultdict keeps its default
+        copied = copy.copy(batch)
+        copied.update(moved)
+        return copied
+    return type(batch)(moved)  # type: ignore[call-arg]
 
 
 class BatchInspector:
@@ -65,11 +98,22 @@ class BatchInspector:
 
     def __init__(self, first_batch: Any) -> None:  # noqa: ANN401 - a batch is the task's own
         # Kept as 0-d tensors on the device; read only when a step is non-finite.
-        self._had_minus_inf = {
+        self._had_minus_inf: dict[str, torch.Tensor | bool] = {
             path: torch.isneginf(tensor).any()
             for path, tensor in tensors(first_batch)
             if tensor.is_floating_point()
         }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, bool]) -> Self:
+        """Build the inspector again from what `state_dict` returned."""
+        inspector = cls(None)
+        inspector._had_minus_inf = dict(state)
+        return inspector
+
+    def state_dict(self) -> dict[str, bool]:
+        """Return, per floating field of the first batch, whether it had -Inf."""
+        return {path: bool(flag) for path, flag in self._had_minus_inf.items()}
 
     def fault(self, batch: Any) -> str:  # noqa: ANN401 - a batch is the task's own
         """Return what is wrong with the batch, or an empty string."""
@@ -82,10 +126,6 @@ class BatchInspector:
                 return f"NaN in {path}"
             if bool(torch.isposinf(tensor).any()):
                 return f"Inf in {path}"
-            if bool(torch.isneginf(tensor).any()) and not self._allows_minus_inf(path):
+            if bool(torch.isneginf(tensor).any()) and not self._had_minus_inf.get(path, False):
                 return f"-Inf in {path}"
         return ""
-
-    def _allows_minus_inf(self, path: str) -> bool:
-        flag = self._had_minus_inf.get(path)
-        return flag is not None and bool(flag)

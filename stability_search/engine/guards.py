@@ -15,7 +15,8 @@ class StepFacts:
     """What is known about one window at its end.
 
     Attributes:
-        are_parameters_finite: False if a parameter is NaN or infinite after the step.
+        state_fault: What of parameters and optimizer state is NaN or infinite after the step;
+            empty if nothing is.
         batch_fault: Why the batch is at fault; empty if it is not or nobody had to ask.
         forward_fault: What was non-finite in a forward pass or a loss; empty if nothing was.
         is_grad_finite: False if the gradients hold NaN or Inf, or overflow when squared.
@@ -23,7 +24,7 @@ class StepFacts:
         proven_scale: Largest loss scale known to work.
     """
 
-    are_parameters_finite: bool
+    state_fault: str
     batch_fault: str
     forward_fault: str
     is_grad_finite: bool
@@ -33,7 +34,7 @@ class StepFacts:
     @property
     def is_finite(self) -> bool:
         """True if nothing about the step was non-finite."""
-        return self.are_parameters_finite and not self.forward_fault and self.is_grad_finite
+        return not self.state_fault and not self.forward_fault and self.is_grad_finite
 
 
 def label_step(facts: StepFacts) -> tuple[StepLabel, str]:
@@ -49,24 +50,30 @@ def label_step(facts: StepFacts) -> tuple[StepLabel, str]:
         Step labels, stability_search/README.md.
 
     Example:
-        >>> facts = StepFacts(are_parameters_finite=True, batch_fault="", forward_fault="",
+        >>> facts = StepFacts(state_fault="", batch_fault="", forward_fault="",
         ...                   is_grad_finite=False, scale=65536.0, proven_scale=0.0)
         >>> label_step(facts)[0].value
         'calibration'
     """
-    if not facts.are_parameters_finite:
-        return StepLabel.BAD, "a parameter became NaN or Inf"
+    if facts.state_fault:
+        return StepLabel.BAD, facts.state_fault
     if facts.batch_fault and not facts.is_finite:
         return StepLabel.DATA, facts.batch_fault
     if facts.forward_fault:
         return StepLabel.BAD, facts.forward_fault
     if facts.is_grad_finite:
         return StepLabel.OK, ""
-    if facts.scale is None:
+    return _label_overflow(facts.scale, facts.proven_scale)
+
+
+def _label_overflow(scale: float | None, proven_scale: float) -> tuple[StepLabel, str]:
+    if scale is None:
         return StepLabel.BAD, "gradient is NaN or Inf"
-    if facts.scale > max(facts.proven_scale, 1.0):
-        return StepLabel.CALIBRATION, f"gradient overflow while finding the loss scale {facts.scale:g}"
-    return StepLabel.BAD, f"gradient is NaN or Inf at loss scale {facts.scale:g}, known to work"
+    if scale > max(proven_scale, 1.0):
+        reason = f"gradient overflow while finding the loss scale {scale:g}"
+        return StepLabel.CALIBRATION, reason
+    known = ", known to work" if scale <= proven_scale else ""
+    return StepLabel.BAD, f"gradient is NaN or Inf at loss scale {scale:g}{known}"
 
 
 class ScaleProof:

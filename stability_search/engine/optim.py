@@ -31,9 +31,7 @@ def build_optimizer(groups: ParameterGroups, settings: EngineSettings) -> torch.
     Raises:
         UsageError: No parameter is trainable, or a group sets `lr`.
     """
-    listed = [
-        {**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups
-    ]
+    listed = [{**group, "params": _trainable(group["params"])} for group in groups]
     listed = [group for group in listed if group["params"]]
     if not listed:
         raise UsageError(
@@ -49,12 +47,22 @@ def build_optimizer(groups: ParameterGroups, settings: EngineSettings) -> torch.
     common: dict[str, Any] = {
         "lr": settings.learning_rate,
         "weight_decay": _DEFAULT_WEIGHT_DECAY[settings.optimizer] if decay is None else decay,
-        "fused": listed[0]["params"][0].device.type in _FUSED_DEVICES,
+        "fused": all(_can_fuse(p) for group in listed for p in group["params"]),
     }
     if settings.optimizer == "sgd":
         return _build_sgd(listed, settings, common)
     build = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return build(listed, betas=(settings.beta1, settings.beta2), eps=settings.eps, **common)
+
+
+def _trainable(parameters: Any) -> list[Any]:  # noqa: ANN401 - one tensor, many, or named ones
+    listed = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+    return [p for p in listed if (p[1] if isinstance(p, tuple) else p).requires_grad]
+
+
+def _can_fuse(parameter: "torch.Tensor | tuple[str, torch.Tensor]") -> bool:
+    tensor = parameter[1] if isinstance(parameter, tuple) else parameter
+    return tensor.is_floating_point() and tensor.device.type in _FUSED_DEVICES
 
 
 def _build_sgd(

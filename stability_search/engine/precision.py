@@ -36,7 +36,9 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         )
 
 
-def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[None]:
+def autocast(
+    precision: Precision, device: torch.device
+) -> contextlib.AbstractContextManager[None]:
     """Return the autocast context of a forward pass; fp32 turns an outer one off."""
     if precision == "fp32":
         return torch.autocast(device.type, enabled=False)

@@ -1,14 +1,21 @@
 """What one window shows, gathered on the device and brought to the host in one transfer."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-# Above it a squared gradient overflows float32, and with it Adam's second moment: finite
-# gradients below it cannot make the optimizer's state non-finite.
-MAX_GRAD_NORM = 1e19
+# From here on a squared gradient may overflow float32, and with it Adam's second moment: finite
+# gradients below it cannot make the optimizer's state non-finite. A power of two, so that device
+# and host agree on it to the bit.
+MAX_GRAD_NORM = 2.0**63
+_TO_OVERFLOW = 2.0**128 / MAX_GRAD_NORM  # times it, float32 overflows exactly from there on
+_MAX_REASON_LENGTH = 200
+# Kinds that must be finite, the later the closer to the cause.
+_JUDGED = ("loss", "output", "attention output")
+
+_Row = tuple[int, str, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +27,9 @@ class Reading:
         terms: Named loss terms of each micro-batch, likewise.
         faults: What was non-finite in a forward pass or a loss, by position.
         grad_norm: Unscaled gradient norm before clipping; None if no gradient was made.
-        parameter_max: Largest absolute parameter after the step.
+        is_grad_finite: False if gradients were made that are not finite or overflow when
+            squared. The device skipped the update exactly then, or where there are faults.
+        state_norm: L2 norm over parameters and second moments after the step.
         attention_max: Largest attention logit; None if not seen.
         clamp_frac: Mean share of attention outputs beyond the clamp; None if off.
         cap_frac: Mean share of attention logits beyond the cap; None if off.
@@ -31,21 +40,12 @@ class Reading:
     terms: Mapping[int, Mapping[str, float]]
     faults: Mapping[int, str]
     grad_norm: float | None
-    parameter_max: float
+    is_grad_finite: bool
+    state_norm: float
     attention_max: float | None
     clamp_frac: float | None
     cap_frac: float | None
     has_exception: bool
-
-    @property
-    def is_grad_finite(self) -> bool:
-        """True unless gradients were made that are not finite or overflow when squared."""
-        return self.grad_norm is None or self.grad_norm < MAX_GRAD_NORM  # False for NaN
-
-    @property
-    def are_parameters_finite(self) -> bool:
-        """True if no parameter is NaN or infinite."""
-        return math.isfinite(self.parameter_max)
 
 
 class Signals:
@@ -54,98 +54,106 @@ class Signals:
     def __init__(self) -> None:
         self._names: list[tuple[str, int, str]] = []
         self._values: list[torch.Tensor] = []
+        self._judged: list[torch.Tensor] = []
         self._raised: dict[int, str] = {}
-        self._num_must_be_finite = 0
+        self._grad: tuple[torch.Tensor, ...] = ()
 
-    def _add(self, kind: str, position: int, name: str, value: torch.Tensor) -> None:
-        self._names.append((kind, position, name))
-        self._values.append(value.detach().float())
+    def add(self, kind: str, position: int, values: Iterable[torch.Tensor]) -> None:
+        """Keep 0-d values of a micro-batch: losses, largest values or shares.
 
-    def add_loss(
-        self, position: int, loss: torch.Tensor, terms: Mapping[str, torch.Tensor]
-    ) -> None:
-        """Keep the loss of a micro-batch and its named terms."""
-        self._add("loss", position, "", loss)
+        Args:
+            kind: `loss`, `output`, `attention output`, `attention_max`, `clamp_frac` or
+                `cap_frac`; the first three must be finite.
+            position: Position of the micro-batch in the window.
+            values: Any number of them.
+        """
+        for value in values:
+            self._keep(kind, position, "", value)
+
+    def add_terms(self, position: int, terms: Mapping[str, torch.Tensor]) -> None:
+        """Keep the named loss terms of a micro-batch, each of one element."""
         for name, term in terms.items():
-            self._add("term", position, name, term)
-
-    def add_maxima(self, position: int, kind: str, maxima: list[torch.Tensor]) -> None:
-        """Keep largest values: kind `output`, `attention output` or `attention_max`."""
-        for value in maxima:
-            self._add(kind, position, "", value)
-
-    def add_fracs(self, kind: str, fracs: list[torch.Tensor]) -> None:
-        """Keep shares: kind `clamp_frac` or `cap_frac`."""
-        for value in fracs:
-            self._add(kind, 0, "", value)
+            self._keep("term", position, name, term.reshape(()))
 
     def add_exception(self, position: int, error: Exception) -> None:
         """Note that the micro-batch raised instead of giving a loss."""
-        self._raised[position] = f"{type(error).__name__}: {error}".splitlines()[0]
+        self._raised[position] = spell_error(error)
+
+    def _keep(self, kind: str, position: int, name: str, value: torch.Tensor) -> None:
+        self._names.append((kind, position, name))
+        self._values.append(value.detach().float())
+        if kind in _JUDGED:
+            self._judged.append(self._values[-1])
 
     @property
     def has_exception(self) -> bool:
         """True if a micro-batch raised, so that no update can follow."""
         return bool(self._raised)
 
-    def found_nonfinite(self, scaled_norm: torch.Tensor) -> torch.Tensor:
+    def found_nonfinite(self, scaled_norm: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         """Say on the device whether the update must be skipped.
 
         Args:
             scaled_norm: Norm of the gradients as they are, 0-d.
+            norm: The same without the loss scale, 0-d.
 
         Returns:
             0-d float32: 1.0 if a loss, an output or the norm is not finite, else 0.0.
         """
-        judged = [
-            value
-            for (kind, _, _), value in zip(self._names, self._values, strict=True)
-            if kind in {"loss", "output", "attention output"}
-        ]
-        limited = torch.where(scaled_norm < MAX_GRAD_NORM, 0.0, math.nan)
-        values = torch.stack([*judged, limited])
-        return (~torch.isfinite(values)).any().float()
+        self._grad = (scaled_norm.float(), norm.float())
+        limited = [value * _TO_OVERFLOW for value in self._grad]
+        # Few small kernels: 0 times a finite number is 0, and times any other NaN.
+        return torch.isnan(torch.stack([*self._judged, *limited]).mul_(0.0).sum()).float()
 
-    def read(self, grad_norm: torch.Tensor | None, parameter_max: torch.Tensor) -> Reading:
+    def read(self, state_norm: torch.Tensor) -> Reading:
         """Bring everything to the host: the one transfer of the window."""
-        last = [parameter_max.float()] if grad_norm is None else [grad_norm, parameter_max.float()]
+        last = [*self._grad, state_norm.float()]
         numbers: list[float] = torch.stack([*self._values, *last]).tolist()
-        found: dict[str, list[tuple[int, str, float]]] = {}
+        found: dict[str, list[_Row]] = {}
         for (kind, position, name), number in zip(self._names, numbers, strict=False):
             found.setdefault(kind, []).append((position, name, number))
         terms: dict[int, dict[str, float]] = {}
-        for position, name, number in found.get("term", []):
+        for position, name, number in found.get("term", ()):
             terms.setdefault(position, {})[name] = number
         return Reading(
-            losses={position: number for position, _, number in found.get("loss", [])},
+            losses={position: number for position, _, number in found.get("loss", ())},
             terms=terms,
-            faults=self._faults(found, terms),
-            grad_norm=None if grad_norm is None else numbers[-2],
-            parameter_max=numbers[-1],
-            attention_max=_largest(found.get("attention_max")),
-            clamp_frac=_mean(found.get("clamp_frac")),
-            cap_frac=_mean(found.get("cap_frac")),
+            faults=_faults(found, terms) | self._raised,
+            grad_norm=numbers[-2] if self._grad else None,
+            # False for NaN
+            is_grad_finite=not self._grad or all(x < MAX_GRAD_NORM for x in numbers[-3:-1]),
+            state_norm=numbers[-1],
+            attention_max=_largest(found.get("attention_max", ())),
+            clamp_frac=_mean(found.get("clamp_frac", ())),
+            cap_frac=_mean(found.get("cap_frac", ())),
             has_exception=self.has_exception,
         )
 
-    def _faults(
-        self,
-        found: Mapping[str, list[tuple[int, str, float]]],
-        terms: Mapping[int, Mapping[str, float]],
-    ) -> dict[int, str]:
-        faults: dict[int, str] = {}
-        for position, _, number in found.get("loss", []):
-            if not math.isfinite(number):
-                broken = (k for k, v in terms.get(position, {}).items() if not math.isfinite(v))
-                term = next(broken, None)
-                what = "loss" if term is None else f"loss term {term}"
-                faults[position] = f"{what} is {_spell(number)}"
-        for kind in ("output", "attention output"):
-            for position, _, number in found.get(kind, []):
-                if not math.isfinite(number):
-                    subject = "model output" if kind == "output" else kind
-                    faults[position] = f"{subject} is {_spell(number)}"
-        return faults | self._raised
+
+def _faults(
+    found: Mapping[str, Sequence[_Row]], terms: Mapping[int, Mapping[str, float]]
+) -> dict[int, str]:
+    faults: dict[int, str] = {}
+    for kind in _JUDGED:
+        subject = "model output" if kind == "output" else kind
+        for position, _, number in found.get(kind, ()):
+            if math.isfinite(number):
+                continue
+            what = f"{subject} is {_spell(number)}"
+            for name, term in terms.get(position, {}).items():
+                if not math.isfinite(term):
+                    named = f"loss term {name} is {_spell(term)}"
+                    what = named if kind == "loss" else f"{what}, {named}"
+                    break
+            faults[position] = what
+    return faults
+
+
+def spell_error(error: Exception) -> str:
+    """Return an exception as one short line."""
+    name = type(error).__name__.lstrip("_")  # torch's LinAlgError is called _LinAlgError
+    lines = f"{name}: {error}".strip().splitlines()
+    return lines[0].rstrip(": ")[:_MAX_REASON_LENGTH]
 
 
 def _spell(number: float) -> str:
@@ -154,9 +162,12 @@ def _spell(number: float) -> str:
     return "Inf" if number > 0 else "-Inf"
 
 
-def _largest(rows: list[tuple[int, str, float]] | None) -> float | None:
-    return None if not rows else max(number for _, _, number in rows)
+def _largest(rows: Sequence[_Row]) -> float | None:
+    numbers = [number for _, _, number in rows]
+    if any(math.isnan(number) for number in numbers):
+        return math.nan  # max() would hide it or not, by its place
+    return max(numbers, default=None)
 
 
-def _mean(rows: list[tuple[int, str, float]] | None) -> float | None:
+def _mean(rows: Sequence[_Row]) -> float | None:
     return None if not rows else sum(number for _, _, number in rows) / len(rows)

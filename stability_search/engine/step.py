@@ -5,7 +5,7 @@ step(micro_batches):
     for each micro-batch: forward under autocast, loss / n * scale, backward
     norm of the gradients; unscale and clip in one pass
     update, skipped on the device if a loss, an output or the norm is not finite
-    bring losses, norm, largest parameter and attention signals to the host: one transfer
+    bring losses, norms and attention signals to the host: one transfer
     if a forward pass was not finite: roll back, go on without that micro-batch (or drop all)
     label the step; adjust the loss scale by where the fault was, never by the label
     end at non-finite parameters or a loss scale below 1
@@ -15,32 +15,31 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import nn
 
-from stability_search.engine import batches, emulation, guards, optim, precision
+from stability_search.engine import emulation, guards, optim, precision
 from stability_search.engine.clamps import AttentionGuard
-from stability_search.engine.clipping import rescale_gradients, total_norm
-from stability_search.engine.prepare import largest_absolute, prepare_model
+from stability_search.engine.losses import (
+    NUMERICAL_ERRORS,
+    LossFn,
+    is_out_of_memory,
+    mean_terms,
+    total_loss,
+)
+from stability_search.engine.prepare import checkpoint_blocks, prepare_model
+from stability_search.engine.reference import DataJudge
 from stability_search.engine.rollback import Rollback
-from stability_search.engine.signals import Reading, Signals
 from stability_search.engine.trace import Origin, trace_forward
+from stability_search.engine.window import Attempt, Window, WindowResult
 from stability_search.errors import UsageError
 from stability_search.records import Outcome, StepLabel, StepRecord, finite_or_none
 from stability_search.settings import EngineSettings
 
-LossFn = Callable[[nn.Module, Any], "torch.Tensor | Mapping[str, torch.Tensor]"]
-_NUMERICAL_ERRORS = (FloatingPointError, torch.linalg.LinAlgError)
-_REFERENCE_SEED = 0  # dropout of the reference run is the same each time it is asked
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Attempt:
-    reading: Reading
-    is_applied: bool
+__all__ = ["GuardedEngine", "LossFn", "is_out_of_memory"]
 
 
 class GuardedEngine:
@@ -79,7 +78,7 @@ class GuardedEngine:
     ) -> None:
         self.model = model
         self.settings = settings
-        self.device = next(model.parameters()).device
+        self.device = _device_of(model)
         self.ended: tuple[Outcome, str] | None = None
         precision.check_precision(settings.precision, self.device)
         self._scale = precision.LossScale(settings) if settings.has_loss_scaling else None
@@ -87,26 +86,36 @@ class GuardedEngine:
         self.notes = prepare_model(model, settings, init_gain_names=init_gain_names)
         groups = optim.default_groups(model) if parameter_groups is None else parameter_groups
         self.optimizer = optim.build_optimizer(groups, settings)
-        self._trainable = [p for g in self.optimizer.param_groups for p in g["params"]]
-        self._attention = AttentionGuard(model, settings)
-        self._rollback = Rollback(model, self.device)
-        self._reference = reference
-        self._reference_model: nn.Module | None = None
-        self._inspector: batches.BatchInspector | None = None
-        self._output_maxima: list[torch.Tensor] = []
-        self._is_watching_output = False
-        self._output_hook = model.register_forward_hook(self._watch_output)
         self._num_steps = 0
         self._num_applied = 0
         self._num_micro_batches = 0
-        self._is_emulating = (
-            settings.precision == "fp16"
-            and settings.fp16_on_cpu == "emulated"
-            and self.device.type == "cpu"
+        with contextlib.ExitStack() as undo:
+            self._equip(undo)
+            self._undo = undo.pop_all()
+        self._data = DataJudge(reference, self.device, self._attention.suspended)
+        self._is_open = True
+
+    def _equip(self, undo: contextlib.ExitStack) -> None:
+        """Change what `close` changes back."""
+        settings = self.settings
+        self._attention = AttentionGuard(self.model, settings)
+        undo.callback(self._attention.detach)
+        if settings.gradient_checkpointing:
+            undo.callback(checkpoint_blocks(self.model))
+        self._window = Window(
+            model=self.model,
+            settings=settings,
+            optimizer=self.optimizer,
+            attention=self._attention,
+            scale=self._scale,
+            device=self.device,
         )
+        undo.callback(self._window.close)
+        is_fp16_on_cpu = settings.precision == "fp16" and self.device.type == "cpu"
+        self._is_emulating = is_fp16_on_cpu and settings.fp16_on_cpu == "emulated"
         if self._is_emulating:
             emulation.acquire()
-        self._is_open = True
+            undo.callback(emulation.release)
 
     # -- life ------------------------------------------------------------------------------
 
@@ -120,47 +129,64 @@ class GuardedEngine:
 
     def close(self) -> None:
         """Take every hook and kernel away again; the trained parameters stay."""
-        if not self._is_open:
-            return
         self._is_open = False
-        self._output_hook.remove()
-        self._attention.detach()
-        if self._is_emulating:
-            emulation.release()
+        self._undo.close()
 
     @property
     def scale(self) -> float | None:
         """The present loss scale; None without loss scaling."""
         return None if self._scale is None else self._scale.value
 
+    @property
+    def num_steps(self) -> int:
+        """Attempted steps so far, those of a loaded state included."""
+        return self._num_steps
+
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on bit for bit, the model included."""
+        """Return everything needed to go on bit for bit, model and random state included.
+
+        As in torch, its tensors are the live ones: save it, or copy it, before the next step.
+        `torch.load(..., weights_only=True)` reads it back.
+        """
+        is_cuda = self.device.type == "cuda"
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scale": None if self._scale is None else self._scale.state_dict(),
             "proof": self._proof.state_dict(),
+            "data": self._data.state_dict(),
+            "ended": None if self.ended is None else [self.ended[0].value, self.ended[1]],
             "num_steps": self._num_steps,
             "num_applied": self._num_applied,
             "num_micro_batches": self._num_micro_batches,
             "random": torch.get_rng_state(),
-            "random_cuda": (
-                torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-            ),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if is_cuda else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned, with equal settings."""
+        """Go on from what `state_dict` returned, in an engine of equal settings.
+
+        Raises:
+            ValueError: The state has a loss scale and this engine has none, or the reverse.
+        """
+        if (state["scale"] is None) != (self._scale is None):
+            raise ValueError(
+                "state: it must come from an engine of the same precision, but of state and "
+                f"engine (precision {self.settings.precision}) one has a loss scale."
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self._scale is not None:
             self._scale.load_state_dict(state["scale"])
         self._proof.load_state_dict(state["proof"])
+        self._data.load_state_dict(state["data"])
+        ended = state["ended"]
+        self.ended = None if ended is None else (Outcome(ended[0]), ended[1])
         self._num_steps = state["num_steps"]
         self._num_applied = state["num_applied"]
         self._num_micro_batches = state["num_micro_batches"]
         torch.set_rng_state(state["random"])
-        if state["random_cuda"] is not None:
+        if state["random_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
 
     # -- training --------------------------------------------------------------------------
@@ -177,23 +203,28 @@ class GuardedEngine:
             What happened. After a step that set `ended`, training cannot go on.
 
         Raises:
-            ValueError: No micro-batch, or a loss that is no 0-d tensor.
+            ValueError: No micro-batch, a loss that is no 0-d tensor, or a step of an engine that
+                is closed or has ended.
             Exception: Whatever `loss_fn` raises that is no numerical failure.
         """
         if not micro_batches:
             raise ValueError("micro_batches: at least one must be given, but got none.")
+        self._require_open()
+        if self.ended is not None:
+            raise ValueError(
+                f"step: the engine must not have ended, but it did: {self.ended[0].value} "
+                f"({self.ended[1]}). Load a checkpoint, or start anew with other settings."
+            )
         started = time.perf_counter()
-        if self._inspector is None:
-            self._inspector = batches.BatchInspector(micro_batches[0])
+        self._data.see(micro_batches[0])
         scale = self.scale
         learning_rate = optim.learning_rate_at(self._num_applied, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._num_steps += 1
-        self._rollback.mark()
-        with self._context():
-            first, last, faults = self._take_window(dict(enumerate(micro_batches)), loss_fn)
-            record = self._judge(micro_batches, loss_fn, first, last, faults, scale)
+        with self._acting():
+            result = self._window.take(dict(enumerate(micro_batches)), loss_fn)
+            record = self._judge(micro_batches, loss_fn, result, scale)
         self._num_micro_batches += len(micro_batches)
         return dataclasses.replace(
             record, learning_rate=learning_rate, step_s=time.perf_counter() - started
@@ -203,7 +234,7 @@ class GuardedEngine:
         """Measure the loss of each batch in fp32 and eval mode, and leave no trace.
 
         Args:
-            probe: Batches on the model's device.
+            probe: Batches on the model's device, at least one.
             loss_fn: As in `step`.
 
         Returns:
@@ -211,24 +242,23 @@ class GuardedEngine:
             reasons.
         """
         losses: list[torch.Tensor] = []
-        self.measure(
-            lambda _: losses.extend(self._probe_loss(batch, loss_fn) for batch in probe)
-        )
+        self.measure(lambda _: losses.extend(self._probe_loss(batch, loss_fn) for batch in probe))
         values: list[float] = torch.stack(losses).tolist()
         return tuple(finite_or_none(value) for value in values)
 
     def measure(self, read: Callable[[nn.Module], object]) -> None:
         """Call `read(model)` in fp32, eval mode and without gradients, and leave no trace.
 
-        Clamp and cap act, since they are part of what was trained; random state and the mode of
-        every module are as before afterwards.
+        Clamp and cap act, since they are part of what was trained; buffers, random state and the
+        mode of every module are as before afterwards.
         """
+        self._require_open()
+        before = Rollback(self.model, self.device)
+        before.mark()
         modes = [(module, module.training) for module in self.model.modules()]
-        devices = [self.device] if self.device.type == "cuda" else []
         self.model.eval()
         try:
             with (
-                torch.random.fork_rng(devices),
                 torch.no_grad(),
                 self._attention.acting(),
                 precision.autocast("fp32", self.device),
@@ -237,145 +267,44 @@ class GuardedEngine:
         finally:
             for module, was_training in modes:
                 module.training = was_training
+            before.restore_buffers()
+            before.restore_random_state()
 
-    def _probe_loss(self, batch: Any, loss_fn: LossFn) -> torch.Tensor:  # noqa: ANN401
+    def _probe_loss(self, batch: Any, loss_fn: LossFn) -> torch.Tensor:  # noqa: ANN401 - the task's own
+        def run() -> torch.Tensor:
+            return total_loss(loss_fn(self.model, batch))[0]
+
         try:
-            loss, _ = _total_loss(loss_fn(self.model, batch))
-        except _NUMERICAL_ERRORS:
-            return torch.full((), math.nan, device=self.device)
-        return loss.detach().float()
-
-    # -- one window ------------------------------------------------------------------------
+            return run().detach()
+        except NUMERICAL_ERRORS:
+            pass
+        except Exception as error:
+            if is_out_of_memory(error) or trace_forward(self.model, run).phase != "forward":
+                raise
+        return torch.full((), math.nan, device=self.device)
 
     @contextlib.contextmanager
-    def _context(self) -> Any:  # noqa: ANN401 - a context manager of three
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self._attention.acting())
-            if self._is_emulating:
-                stack.enter_context(emulation.emulated_fp16())
+    def _acting(self) -> Iterator[None]:
+        emulated = emulation.emulated_fp16() if self._is_emulating else contextlib.nullcontext()
+        with self._attention.acting(), emulated:
             yield
 
-    def _take_window(
-        self, window: dict[int, Any], loss_fn: LossFn
-    ) -> tuple[_Attempt, _Attempt, dict[int, str]]:
-        """Attempt the window, again without the micro-batches whose forward pass broke."""
-        faults: dict[int, str] = {}
-        first = last = self._attempt(window, loss_fn)
-        while last.reading.faults:
-            faults |= last.reading.faults
-            self._rollback.restore_buffers()
-            left = {k: v for k, v in window.items() if k not in faults}
-            if self.settings.bad_microbatch == "drop" or not left:
-                break
-            self._rollback.restore_random_state()
-            last = self._attempt(left, loss_fn)
-        if not last.is_applied:
-            self._rollback.restore_buffers()
-        return first, last, faults
-
-    def _attempt(self, window: Mapping[int, Any], loss_fn: LossFn) -> _Attempt:
-        signals = Signals()
-        self.optimizer.zero_grad(set_to_none=True)
-        for position, batch in window.items():
-            self._forward_backward(position, batch, loss_fn, signals, len(window))
-        gradients = [p.grad for p in self._trainable if p.grad is not None]
-        if signals.has_exception or not gradients:
-            reading = signals.read(None, largest_absolute(self._trainable))
-            return _Attempt(reading=reading, is_applied=False)
-        inverse_scale = 1.0 if self._scale is None else 1.0 / self._scale.value
-        scaled_norm = total_norm(gradients)
-        norm = scaled_norm * inverse_scale
-        found_nonfinite = signals.found_nonfinite(scaled_norm)
-        rescale_gradients(
-            gradients, norm, inverse_scale=inverse_scale, clip_norm=self.settings.clip_norm
-        )
-        self._update(found_nonfinite)
-        reading = signals.read(norm, largest_absolute(self._trainable))
-        is_applied = not reading.faults and reading.is_grad_finite
-        return _Attempt(reading=reading, is_applied=is_applied)
-
-    def _update(self, found_nonfinite: torch.Tensor) -> None:
-        if self.optimizer.defaults["fused"]:
-            # The protocol by which torch.amp.GradScaler lets a fused optimizer skip itself.
-            self.optimizer.found_inf = found_nonfinite  # type: ignore[attr-defined]
-            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-            self.optimizer.step()
-        elif not bool(found_nonfinite):
-            self.optimizer.step()
-
-    def _forward_backward(
-        self,
-        position: int,
-        batch: Any,  # noqa: ANN401 - the task's own
-        loss_fn: LossFn,
-        signals: Signals,
-        num_micro_batches: int,
-    ) -> None:
-        self._attention.clear()
-        self._output_maxima.clear()
-        try:
-            with self._attention.recording():
-                loss, terms = self._loss(batch, loss_fn)
-        except _NUMERICAL_ERRORS as error:
-            signals.add_exception(position, error)
-            return
-        except Exception as error:
-            if is_out_of_memory(error) or not self._broke_first(batch, loss_fn):
-                raise
-            signals.add_exception(position, error)
-            return
-        signals.add_loss(position, loss, terms)
-        signals.add_maxima(position, "output", self._output_maxima)
-        signals.add_maxima(position, "attention output", self._attention.output_maxima)
-        signals.add_maxima(position, "attention_max", self._attention.logit_maxima)
-        signals.add_fracs("clamp_frac", self._attention.clamp_fracs)
-        signals.add_fracs("cap_frac", self._attention.cap_fracs)
-        share = loss.float() / num_micro_batches
-        (share if self._scale is None else share * self._scale.value).backward()  # type: ignore[no-untyped-call]
-        if self._num_steps == 1 and self.settings.attention_logit_cap is not None:
-            self._check_cap_acted()
-
-    def _loss(
-        self,
-        batch: Any,  # noqa: ANN401 - the task's own
-        loss_fn: LossFn,
-    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        self._is_watching_output = True
-        try:
-            with precision.autocast(self.settings.precision, self.device):
-                return _total_loss(loss_fn(self.model, batch))
-        finally:
-            self._is_watching_output = False
-
-    def _watch_output(self, _module: nn.Module, _args: object, output: object) -> None:
-        if self._is_watching_output:
-            self._output_maxima.extend(
-                tensor.detach().amax().float()
-                for _, tensor in batches.tensors(output)
-                if tensor.is_floating_point() and tensor.numel()
-            )
-
-    def _check_cap_acted(self) -> None:
-        if self._attention.num_capped_calls == 0:
-            raise UsageError(
-                "attention_logit_cap: no attention of the model went through "
-                "nn.MultiheadAttention, scaled_dot_product_attention or cap_logits.",
-                hint="Call stability_search.cap_logits on its logits, or leave the cap out.",
-            )
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise ValueError("engine: it must be open, but it was closed. Make a new one.")
 
     # -- judgement -------------------------------------------------------------------------
 
-    def _judge(  # noqa: PLR0913 - all there is to know about a window
+    def _judge(
         self,
         micro_batches: Sequence[Any],
         loss_fn: LossFn,
-        first: _Attempt,
-        last: _Attempt,
-        faults: Mapping[int, str],
+        result: WindowResult,
         scale: float | None,
     ) -> StepRecord:
+        last, faults = result.last, result.faults
         facts = guards.StepFacts(
-            are_parameters_finite=last.reading.are_parameters_finite,
+            state_fault=last.state_fault,
             batch_fault="",
             forward_fault=faults[min(faults)] if faults else "",
             is_grad_finite=bool(faults) or last.reading.is_grad_finite,
@@ -383,26 +312,36 @@ class GuardedEngine:
             proven_scale=self._proof.proven_scale,
         )
         position = min(faults) if faults else None
-        origin = Origin(module=None, phase=None)
+        origin = Origin()
         if not facts.is_finite:
-            data_position, batch_fault = self._batch_fault(micro_batches, loss_fn)
+            data_position, batch_fault = self._data.fault(micro_batches, loss_fn)
             facts = dataclasses.replace(facts, batch_fault=batch_fault)
             position = position if data_position is None else data_position
             if faults:
-                origin = self._trace(micro_batches[min(faults)], loss_fn)
+                first = min(faults)
+                origin = self._window.trace(first, micro_batches[first], loss_fn)
             elif not facts.is_grad_finite:
-                origin = Origin(module=None, phase="backward")
+                origin = Origin(phase="backward")
         label, reason = guards.label_step(facts)
-        self._adjust(label, last, is_forward_broken=bool(last.reading.faults))
-        return self._record(label, reason, first, last, scale, position, origin)
+        self._adjust(label, last)
+        record = _record(result, scale, self.settings.clip_norm)
+        return dataclasses.replace(
+            record,
+            step=self._num_steps,
+            label=label,
+            reason=reason,
+            batch_index=None if position is None else self._num_micro_batches + position,
+            first_nonfinite_module=origin.module,
+            first_nonfinite_phase=origin.phase,
+        )
 
-    def _adjust(self, label: StepLabel, last: _Attempt, *, is_forward_broken: bool) -> None:
+    def _adjust(self, label: StepLabel, last: Attempt) -> None:
         """Move scale and schedule by what happened, and end where nothing can go on."""
         if last.is_applied:
             self._num_applied += 1
-        if not last.reading.are_parameters_finite:
-            self.ended = (Outcome.NONFINITE_PARAMETERS, "a parameter became NaN or Inf")
-        if self._scale is None or is_forward_broken:
+        if last.state_fault:
+            self.ended = (Outcome.NONFINITE_PARAMETERS, last.state_fault)
+        if self._scale is None or last.reading.faults:
             return
         scale = self._scale.value
         if last.is_applied:
@@ -420,124 +359,35 @@ class GuardedEngine:
                     f"the loss scale fell to {self._scale.value:g}, below 1",
                 )
 
-    def _record(  # noqa: PLR0913 - the fields of a record
-        self,
-        label: StepLabel,
-        reason: str,
-        first: _Attempt,
-        last: _Attempt,
-        scale: float | None,
-        position: int | None,
-        origin: Origin,
-    ) -> StepRecord:
-        reading = last.reading
-        losses = first.reading.losses
-        is_complete = len(losses) > 0 and not first.reading.has_exception
-        loss = sum(losses.values()) / len(losses) if is_complete else math.nan
-        clip_norm = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
-        norm = finite_or_none(reading.grad_norm)
-        return StepRecord(
-            step=self._num_steps,
-            label=label,
-            reason=reason,
-            loss=finite_or_none(loss),
-            is_loss_finite=math.isfinite(loss),
-            grad_norm=norm,
-            is_grad_finite=reading.is_grad_finite,
-            clipped=last.is_applied and norm is not None and norm > clip_norm,
-            is_applied=last.is_applied,
-            learning_rate=0.0,
-            scale=scale,
-            attention_max=finite_or_none(first.reading.attention_max),
-            clamp_frac=finite_or_none(reading.clamp_frac),
-            cap_frac=finite_or_none(reading.cap_frac),
-            batch_index=None if position is None else self._num_micro_batches + position,
-            first_nonfinite_module=origin.module,
-            first_nonfinite_phase=origin.phase,
-            loss_terms=_mean_terms(first.reading.terms),
-        )
 
-    # -- questions asked only of a non-finite step -------------------------------------------
-
-    def _batch_fault(
-        self, micro_batches: Sequence[Any], loss_fn: LossFn
-    ) -> tuple[int | None, str]:
-        inspector = self._inspector
-        assert inspector is not None  # noqa: S101 - made before the first window
-        for position, batch in enumerate(micro_batches):
-            fault = inspector.fault(batch)
-            if not fault and self._reference is not None:
-                fault = self._reference_fault(batch, loss_fn)
-            if fault:
-                return position, fault
-        return None, ""
-
-    def _reference_fault(self, batch: Any, loss_fn: LossFn) -> str:  # noqa: ANN401
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), self._attention.suspended():
-            if self._reference_model is None and self._reference is not None:
-                self._reference_model = self._reference()
-            assert self._reference_model is not None  # noqa: S101 - the caller checked
-            torch.manual_seed(_REFERENCE_SEED)
-            try:
-                with torch.no_grad(), precision.autocast("fp32", self.device):
-                    loss, _ = _total_loss(loss_fn(self._reference_model, batch))
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                return f"the initial fp32 model fails on it too ({type(error).__name__})"
-        if bool(torch.isfinite(loss)):
-            return ""
-        return "the initial fp32 model gives a non-finite loss on it too"
-
-    def _trace(self, batch: Any, loss_fn: LossFn) -> Origin:  # noqa: ANN401 - the task's own
-        """Repeat a micro-batch under hooks, and leave no trace of having done so."""
-        after = Rollback(self.model, self.device)
-        after.mark()
-        self._rollback.restore_buffers()
-        self._rollback.restore_random_state()
-
-        def run() -> torch.Tensor:
-            with precision.autocast(self.settings.precision, self.device):
-                return _total_loss(loss_fn(self.model, batch))[0]
-
-        try:
-            return trace_forward(self.model, run)
-        finally:
-            after.restore_buffers()
-            after.restore_random_state()
-
-    def _broke_first(self, batch: Any, loss_fn: LossFn) -> bool:  # noqa: ANN401 - as above
-        return self._trace(batch, loss_fn).phase == "forward"
+def _device_of(model: nn.Module) -> torch.device:
+    first = next(model.parameters(), None)
+    if first is None:
+        raise UsageError("model: it must have a parameter to train, but has none.")
+    return first.device
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True for every way torch says that memory ran out, the CPU's included."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-
-
-def _total_loss(
-    result: "torch.Tensor | Mapping[str, torch.Tensor]",
-) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-    terms = result if isinstance(result, Mapping) else {"loss": result}
-    for value in terms.values():
-        if not isinstance(value, torch.Tensor) or value.numel() != 1:
-            got = (
-                f"shape {tuple(value.shape)}"
-                if isinstance(value, torch.Tensor)
-                else type(value).__name__
-            )
-            raise ValueError(f"loss: it must be a 0-d tensor or a dict of them, but got {got}.")
-    if not isinstance(result, Mapping):
-        return result.reshape(()).float(), {}
-    return torch.stack([term.reshape(()).float() for term in terms.values()]).sum(), terms
-
-
-def _mean_terms(terms: Mapping[int, Mapping[str, float]]) -> dict[str, float | None]:
-    names = {name: None for row in terms.values() for name in row}
-    return {
-        name: finite_or_none(sum(row.get(name, 0.0) for row in terms.values()) / len(terms))
-        for name in names
-    }
+def _record(result: WindowResult, scale: float | None, clip_norm: float | None) -> StepRecord:
+    """Write down a window's numbers; what they mean is filled in by the caller."""
+    first, last = result.first.reading, result.last.reading
+    is_complete = len(first.losses) > 0 and not first.has_exception
+    loss = sum(first.losses.values()) / len(first.losses) if is_complete else math.nan
+    norm = finite_or_none(last.grad_norm)
+    is_applied = result.last.is_applied
+    is_above = norm is not None and clip_norm is not None and norm > clip_norm
+    return StepRecord(
+        step=0,
+        label=StepLabel.OK,
+        loss=finite_or_none(loss),
+        is_loss_finite=math.isfinite(loss),
+        grad_norm=norm,
+        is_grad_finite=last.is_grad_finite,
+        clipped=is_applied and is_above,
+        is_applied=is_applied,
+        learning_rate=0.0,
+        scale=scale,
+        attention_max=finite_or_none(first.attention_max),
+        clamp_frac=finite_or_none(last.clamp_frac),
+        cap_frac=finite_or_none(last.cap_frac),
+        loss_terms=mean_terms(first.terms),
+    )

@@ -16,19 +16,20 @@ class Origin:
 
     Attributes:
         module: Name of the module that turned finite inputs non-finite; None if none did.
-        phase: `forward` or `loss`; None if the fault did not show again.
+        phase: `forward`, `loss` or `backward`; None if the fault did not show again.
     """
 
-    module: str | None
-    phase: str | None
+    module: str | None = None
+    phase: str | None = None
 
 
-def _is_broken(value: Any) -> bool:  # noqa: ANN401 - whatever a module takes or gives
-    # -Inf alone is no offender: an additive mask is full of it.
+def _is_broken(value: Any, *, counts_minus_inf: bool) -> bool:  # noqa: ANN401 - any argument
     return any(
-        bool((torch.isnan(tensor) | torch.isposinf(tensor)).any())
+        not bool(
+            torch.isfinite(tensor).all() if counts_minus_inf else torch.isfinite(tensor.amax())
+        )
         for _, tensor in batches.tensors(value)
-        if tensor.is_floating_point()
+        if tensor.is_floating_point() and tensor.numel()
     )
 
 
@@ -41,17 +42,20 @@ def trace_forward(model: nn.Module, run: Callable[[], torch.Tensor]) -> Origin:
             under investigation.
 
     Returns:
-        The origin; a module that only passes on a broken input is not named while one that
-        broke finite inputs is known.
+        The origin. A module that only passes on what came in broken is not named, but its phase
+        is `forward` all the same.
     """
     origins: list[str] = []
     carriers: list[str] = []
     names = {module: name or type(model).__name__ for name, module in model.named_modules()}
 
     def watch(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
-        if _is_broken(output):
-            broken_input = _is_broken(args) or _is_broken(kwargs)
-            (carriers if broken_input else origins).append(names[module])
+        # Some -Inf is no offence, since an additive mask is full of it, unless it comes out of
+        # weights.
+        has_weights = next(module.parameters(recurse=False), None) is not None
+        if _is_broken(output, counts_minus_inf=has_weights):
+            was_broken = _is_broken((args, kwargs), counts_minus_inf=has_weights)
+            (carriers if was_broken else origins).append(names[module])
 
     hooks = [m.register_forward_hook(watch, with_kwargs=True) for m in names]
     try:
@@ -63,7 +67,8 @@ def trace_forward(model: nn.Module, run: Callable[[], torch.Tensor]) -> Origin:
     finally:
         for hook in hooks:
             hook.remove()
-    for found in (origins, carriers):
-        if found:
-            return Origin(module=found[0], phase="forward")
-    return Origin(module=None, phase="loss" if is_loss_broken else None)
+    if origins:
+        return Origin(module=origins[0], phase="forward")
+    if carriers:
+        return Origin(phase="forward")
+    return Origin(phase="loss" if is_loss_broken else None)

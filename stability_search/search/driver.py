@@ -69,6 +69,13 @@ def output_to(log: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def num_cpus() -> int:
+    """Return how many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; a container may have fewer than the machine
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Cluster:
     """A Ray to run trials on: one of our own on this machine, or one that is there already.
 
@@ -96,7 +103,7 @@ class Cluster:
                 "include_dashboard": False,
                 "_temp_dir": str(self._folder),
                 "object_store_memory": OBJECT_STORE_BYTES,
-                "num_cpus": len(os.sched_getaffinity(0)),
+                "num_cpus": num_cpus(),
             }
         else:
             kwargs["address"] = self._address
@@ -189,4 +196,5 @@ def drive(
             trial_name_creator=lambda trial: trial.trial_id,
             trial_dirname_creator=lambda trial: trial.trial_id,
         )
+    bridge.raise_problem()
     signals.check()

@@ -28,7 +28,7 @@ from stability_search.search.confirm import Confirmation, ConfirmTrial, Need, de
 from stability_search.search.request import MAX_ATTEMPTS, TrialRequest
 from stability_search.search.sampler import Sampler, Told, told, varying_values
 from stability_search.seeding import derive_seed
-from stability_search.settings import TrialConstants
+from stability_search.settings import SETTING_NAMES, TrialConfig, TrialConstants
 from stability_search.space import Space
 from stability_search.standing import score_trial
 from stability_search.yardstick import Yardstick, is_finite_run, probe_steps, yardstick
@@ -37,6 +37,16 @@ EARLY_TRIALS = 5  # so many that fail in the same way are the user's code, not b
 MIN_LOST_ATTEMPTS = 5
 MAX_LOST_SHARE = 0.2
 _STABILISERS = {"clip_norm", "attention_clamp", "attention_logit_cap"}
+
+# What a model may be unable to honour, and the values that ask for it; None for any number.
+_DEMANDING: Mapping[str, tuple[Json, ...]] = {
+    "precision": ("bf16",),
+    "attention_clamp": (None,),
+    "attention_logit_cap": (None,),
+    "attention_precision": ("fp32",),
+    "norm": ("group",),
+    "gradient_checkpointing": (True,),
+}
 
 Clock = Callable[[], float]
 
@@ -196,7 +206,10 @@ class StudyPlan:
         """
         summary = row.summary
         if summary.error_type == UsageError.__name__:
-            raise UsageError(summary.reason.removeprefix("UsageError: "))
+            raise UsageError(
+                summary.reason.removeprefix("UsageError: "),
+                hint="Where only some configurations can, give the setting a `when`.",
+            )
         first = self.rows[:EARLY_TRIALS]
         kinds = {(r.summary.outcome, r.summary.error_type, r.summary.error_place) for r in first}
         if len(first) == EARLY_TRIALS and len(kinds) == 1:
@@ -237,6 +250,47 @@ class StudyPlan:
             for i, rate in enumerate(self.space.pilot_learning_rates())
         ]
 
+    def _preflight(self) -> tuple[TrialConfig, ...]:
+        """Return a configuration for every setting that a model may be unable to honour.
+
+        Each is tried with every value of every setting of the task, since those decide what the
+        model is made of.
+        """
+        space = self.space
+        base = {
+            name: value
+            for name, value in space.pilot_settings().items()
+            if name in space.varying and value is not None
+        }
+        models = [base] + [
+            {**base, parameter.name: value}
+            for parameter in space.parameters
+            if parameter.name not in SETTING_NAMES
+            for value in parameter.choices
+        ]
+        demands = [
+            (parameter.name, parameter.largest_number() if value is None else value)
+            for parameter in space.parameters
+            if parameter.name in _DEMANDING
+            for value in _DEMANDING[parameter.name]
+            if value is None or parameter.contains(value)
+        ]
+        settings = [
+            space.settings(self._complete({**model, name: value}))
+            for model in models
+            for name, value in demands
+        ]
+        fixed = [space.settings(self._complete(model)) for model in models]
+        unique = {space.config_id(one): one for one in [*fixed, *settings]}
+        return tuple(
+            space.trial_config(one, seed=0, steps=self.study.trial_steps, device=self._device)
+            for one in unique.values()
+        )
+
+    def _complete(self, values: Mapping[str, Json]) -> dict[str, Json]:
+        """Give settings that have become active their middle value."""
+        return {p.name: values.get(p.name, p.middle()) for p in self.space.parameters}
+
     def _pilot_is_over(self) -> bool:
         return all(self._is_final(slot.trial_id) for slot in self._pilot_slots())
 
@@ -247,7 +301,10 @@ class StudyPlan:
                 constants = TrialConstants(
                     probe_steps=probe_steps(*horizons), measures_blind_run=slot.index == 0
                 )
-                return self._request(slot, constants, steps=max(horizons))
+                request = self._request(slot, constants, steps=max(horizons))
+                if slot.index > 0:
+                    return request
+                return replace(request, preflight=self._preflight())
         return None
 
     # -- search ------------------------------------------------------------------------------

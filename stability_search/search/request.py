@@ -27,6 +27,8 @@ class TrialRequest:
         config: What the worker trains.
         constants: What the study fixes for it.
         attempt: 1, or more after an `infrastructure` end.
+        preflight: Configurations whose settings the model must be able to honour; tried for one
+            step before this trial, the first of its study.
     """
 
     trial_id: str
@@ -40,6 +42,7 @@ class TrialRequest:
     config: TrialConfig
     constants: TrialConstants
     attempt: int = 1
+    preflight: tuple[TrialConfig, ...] = ()
 
     def to_text(self) -> str:
         """Return what a worker needs as JSON text."""
@@ -47,6 +50,7 @@ class TrialRequest:
             {
                 "config": self.config.to_json(),
                 "constants": asdict(self.constants),
+                "preflight": [config.to_json() for config in self.preflight],
             },
             allow_nan=False,
         )
@@ -59,10 +63,12 @@ class Order:
     Attributes:
         config: What to train.
         constants: What the study fixes.
+        preflight: What to try for one step before it.
     """
 
     config: TrialConfig
     constants: TrialConstants
+    preflight: tuple[TrialConfig, ...]
 
     @classmethod
     def from_text(cls, text: str) -> Self:
@@ -71,5 +77,7 @@ class Order:
         constants = dict(data["constants"])
         constants["probe_steps"] = tuple(constants["probe_steps"])
         return cls(
-            config=TrialConfig.from_json(data["config"]), constants=TrialConstants(**constants)
+            config=TrialConfig.from_json(data["config"]),
+            constants=TrialConstants(**constants),
+            preflight=tuple(TrialConfig.from_json(config) for config in data["preflight"]),
         )

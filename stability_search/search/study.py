@@ -8,7 +8,6 @@ The ledger is the only truth. Everything a trial was is on the disk before the p
 """
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from stability_search.records import (
 )
 from stability_search.search import run_directory
 from stability_search.search.confirm import Confirmation, describe_cost
-from stability_search.search.driver import Cluster, Machine, drive, output_to
+from stability_search.search.driver import Cluster, Machine, drive, num_cpus, output_to
 from stability_search.search.ledger import DamagedLedgerError, Ledger
 from stability_search.search.plan import StudyPlan, planned_work
 from stability_search.search.request import TrialRequest
@@ -51,6 +50,7 @@ Listener = Callable[[Event], None]
 Device = Literal["cpu", "cuda"]
 
 _EXIT_INTERRUPTED = 130
+_EXIT_TERMINATED = 143
 _EXIT_ERRORS_WITH_REPORT = (4, 5, 6, 130, 143)
 
 
@@ -206,7 +206,7 @@ def plan_study(space: Space) -> tuple[str, ...]:
     """Say what `run` would do, and start nothing."""
     study, cost = space.study, describe_cost(space)
     num_slots = study.search.max_concurrent or _num_slots(
-        {"CPU": float(len(os.sched_getaffinity(0)))}, space, gpu_per_trial=0.0
+        {"CPU": float(num_cpus())}, space, gpu_per_trial=0.0
     )
     plan = StudyPlan(space, device="cpu", num_slots=num_slots)
     horizon = max(study.trial_steps, study.confirm.steps)
@@ -283,6 +283,9 @@ class _Running:
             verdict = self._stopped(error)
         finally:
             self._ledger.close()
+        if verdict.exit_code == _EXIT_TERMINATED:  # two seconds are left, the report takes one
+            lines = (f"Incomplete. {verdict.reason}",)
+            return Study(directory=self._directory.path, verdict=verdict, lines=lines)
         study = _write_report(
             self._space, self._directory, self._ledger.rows(), verdict, self._command
         )

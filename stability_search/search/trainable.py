@@ -73,11 +73,19 @@ class TrialTrainable(tune.Trainable):
         self._summary: TrialSummary | None = None
         self._trial: Generator[Progress, None, TrialSummary] | None = None
         self._must_end = False
+        self._has_reported = False
 
     def step(self) -> dict[str, Any]:
-        """Train until the next report is due, or hand over what the trial has become."""
+        """Train until the next report is due, or hand over what the trial has become.
+
+        The first report comes before anything can hang: it tells the driver which process to
+        kill.
+        """
         if self._must_end:
             raise DirtyProcessError("this process is given up; its trial was reported")
+        if not self._has_reported:
+            self._has_reported = True
+            return _report("started", "")
         if self._summary is None:
             self._summary = self._train()
             if self._summary is None:
@@ -96,10 +104,12 @@ class TrialTrainable(tune.Trainable):
         from stability_search.trial import run_trial
 
         if self._trial is None:
-            limit = self._order.config.timeout_s + WATCHDOG_GRACE_S
+            order = self._order
             # Needs no GIL, and leaves every thread's stack in the log.
-            faulthandler.dump_traceback_later(limit, exit=True)
-            self._trial = run_trial(self._order.config, constants=self._order.constants)
+            faulthandler.dump_traceback_later(order.config.timeout_s + WATCHDOG_GRACE_S, exit=True)
+            self._trial = run_trial(
+                order.config, constants=order.constants, preflight=order.preflight
+            )
         due = time.monotonic() + self._report_s
         while True:
             try:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,9 @@ class Leave(BaseException):
 class Bridge(Callback):
     """Hears what Tune's trials report. Tune calls every hook by keyword.
 
+    What the source raises is kept and raised outside of Tune, which would wrap it in errors of
+    its own and try to recover.
+
     Args:
         source: Is told.
         signals: Checked after every event of Tune.
@@ -57,12 +61,28 @@ class Bridge(Callback):
         self._source = source
         self._signals = signals
         self._running: dict[str, _Running] = {}
+        self._problem: Exception | None = None
+
+    def raise_problem(self) -> None:
+        """Raise what the source raised, if it did."""
+        if self._problem is not None:
+            raise self._problem
+
+    @contextlib.contextmanager
+    def _keeping_problems(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as problem:  # noqa: BLE001 - raised again by `raise_problem`
+            self._problem = self._problem or problem
 
     # -- asked by the searcher ---------------------------------------------------------------
 
     def next_request(self, ray_id: str) -> TrialRequest | None:
         """Return the next trial; None where there is none now."""
-        request = self._source.next_trial()
+        request = None
+        if self._problem is None:
+            with self._keeping_problems():
+                request = self._source.next_trial()
         if request is not None:
             self._running[ray_id] = _Running(request=request)
         return request
@@ -84,7 +104,8 @@ class Bridge(Callback):
         Raises:
             Leave: Nothing more is to be done here.
         """
-        if self._signals.received is not None or (self._source.is_over and not self._running):
+        is_over = self._source.is_over and not self._running
+        if self._signals.received is not None or self._problem is not None or is_over:
             raise Leave
         for running in self._running.values():
             limit = running.request.config.timeout_s + DRIVER_GRACE_S
@@ -96,7 +117,8 @@ class Bridge(Callback):
         running = self._running[trial.trial_id]
         running.started = time.monotonic()
         running.node = str(trial.node_ip or "")
-        self._source.trial_started(running.request, running.node)
+        with self._keeping_problems():
+            self._source.trial_started(running.request, running.node)
 
     def on_trial_result(  # type: ignore[override]
         self,
@@ -111,10 +133,13 @@ class Bridge(Callback):
         running.node = str(result.get("hostname") or running.node)
         running.pid = int(result.get("pid") or 0)
         kind = result.get("kind")
-        if kind == "progress":
+        if kind == "started":
+            running.started = time.monotonic()  # queueing and starting a worker is free
+        elif kind == "progress":
             progress = json.loads(payload)
             running.num_steps = progress["step"]
-            self._source.trial_progressed(running.request, progress)
+            with self._keeping_problems():
+                self._source.trial_progressed(running.request, progress)
         elif kind == "steps":
             running.steps = payload
         elif kind == "summary":
@@ -145,7 +170,8 @@ class Bridge(Callback):
 
     def _end(self, running: _Running, summary: TrialSummary) -> None:
         running.has_ended = True
-        self._source.trial_ended(running.request, summary, running.steps, running.node)
+        with self._keeping_problems():
+            self._source.trial_ended(running.request, summary, running.steps, running.node)
 
     def _name_loss(self, running: _Running, trial: "Trial") -> tuple[Outcome, str]:
         limit = running.request.config.timeout_s

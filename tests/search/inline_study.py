@@ -40,7 +40,7 @@ def write_space(folder: Path, *, sampler: str = "tpe", text: str = SPACE) -> Pat
 
 def train(request: TrialRequest) -> TrialSummary:
     """Run the trial for real, in this process."""
-    generator = run_trial(request.config, constants=request.constants)
+    generator = run_trial(request.config, constants=request.constants, preflight=request.preflight)
     while True:
         try:
             next(generator)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stability_search import space as spaces
-from stability_search.errors import InfrastructureError, UserCodeError
+from stability_search.errors import InfrastructureError, UsageError, UserCodeError
 from stability_search.records import Outcome, Stage, TrialRow, TrialSummary, VerdictKind
 from stability_search.search.plan import StudyPlan, planned_work
 from stability_search.search.request import Order, TrialRequest
@@ -185,6 +185,50 @@ def test_five_early_trials_that_fail_alike_are_the_user_s_code(tmp_path: Path) -
         r"(?s)first 5 trials all failed with KeyError at .*tiny_task.py:\d+.*a bug of the user's"
     )
     with pytest.raises(UserCodeError, match=words):
+        run_all(plan_of(spaces.load(path)), train)
+
+
+def test_the_first_trial_tries_every_setting_that_a_model_may_be_unable_to_honour(
+    tmp_path: Path,
+) -> None:
+    path = write_space(
+        tmp_path,
+        text="task: {task}:Tiny\ntrial: {{steps: 20}}\nspace:\n"
+        "  learning_rate: {{loguniform: {{low: 1e-4, high: 1.0}}}}\n"
+        "  precision: {{choice: [fp32, bf16, fp16]}}\n"
+        "  attention_clamp: {{choice: [null, 5.0, 10.0]}}\n"
+        "  width: {{choice: [8, 16]}}\n"
+        "confirm: {{steps: 20}}\n",
+    )
+    plan = plan_of(spaces.load(path))
+    first, second = plan.next_trial(), plan.next_trial()
+    assert first is not None
+    assert second is not None
+    tried = {
+        (c.engine.precision, c.engine.attention_clamp, c.task_args["width"])
+        for c in first.preflight
+    }
+    assert tried == {
+        (precision, clamp, width)
+        for precision, clamp in (("fp32", None), ("bf16", None), ("fp32", 10.0))
+        for width in (8, 16)
+    }
+    assert second.preflight == ()
+
+
+def test_a_setting_the_model_cannot_honour_ends_the_study_before_it_begins(
+    tmp_path: Path,
+) -> None:
+    path = write_space(tmp_path)
+    path.write_text(
+        path.read_text()
+        .replace(
+            "  clip_norm: {choice: [null, 1.0]}",
+            "  clip_norm: {choice: [null, 1.0]}\n  attention_clamp: {choice: [null, 10.0]}",
+        )
+        .replace("clip_norm: 1.0}", "clip_norm: 1.0, attention_clamp: null}")
+    )
+    with pytest.raises(UsageError, match=r"attention_clamp: .* no nn.MultiheadAttention.*`when`"):
         run_all(plan_of(spaces.load(path)), train)
 
 

@@ -345,7 +345,7 @@ def test_a_failing_region_is_left_alone_because_it_is_told_as_infeasible(
 
     ours = [failing_share(seed, is_told_fail=False) for seed in range(3)]
     fail = [failing_share(seed, is_told_fail=True) for seed in range(3)]
-    print(f"failing share, second half, optimum {best:g}: ours {ours}, FAIL {fail}")  # noqa: T201
+    print(f"failing share, second half, optimum {best:g}: ours {ours}, FAIL {fail}")
     assert max(ours) < most
     assert min(fail) > 0.9
 

@@ -33,7 +33,7 @@ space:
 start_with:
   - {{learning_rate: 0.01, behaviour: fine}}
   - {{learning_rate: 0.01, behaviour: {behaviour}}}
-search: {{trials: 3, sampler: random}}
+search: {{trials: 2, sampler: random}}
 confirm: {{top: 1, seeds: 1, steps: 20, octaves: 0, min_margin: 0}}
 """
 
@@ -225,4 +225,7 @@ def test_a_signal_keeps_what_is_finished_and_prints_how_to_go_on(
     assert took_s < 2 * 5
     assert leftovers(process.pid) == []
     assert len(Ledger(tmp_path / "out" / "study.db").rows()) >= 11
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["exit_code"] == code
+    if code == 143:  # no time for a report; it can be made later
+        assert run(tmp_path, "report", "out")[0] == 0
+    document = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert document["verdict"] == "incomplete"

@@ -1,0 +1,471 @@
+"""Clamp, cap and watch: what acts on attention, what is seen of it, and what is left behind."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import nn
+
+from stability_search import cap_logits
+from stability_search.engine import GuardedEngine
+from stability_search.engine.clamps import AttentionGuard
+from stability_search.errors import UsageError
+from stability_search.settings import EngineSettings
+
+HIDDEN = torch.ones(5, 5, dtype=torch.bool).triu(1)
+
+
+def settings(**more: Any) -> EngineSettings:
+    return EngineSettings(**{"learning_rate": 0.01, **more})
+
+
+def guard(model: nn.Module | None = None, **more: Any) -> AttentionGuard:
+    return AttentionGuard(nn.Linear(1, 1) if model is None else model, settings(**more))
+
+
+def mean_loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    return model(batch).float().square().mean()
+
+
+class Attends(nn.Module):
+    """One attention over the input, materialised or fused, of a gain given."""
+
+    def __init__(self, kind: str = "multihead", *, gain: float = 1.0, width: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.gain = gain
+        self.attention = nn.MultiheadAttention(width, 1, batch_first=True)
+        self.q, self.k = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "multihead":
+            return self.attention(x * self.gain, x * self.gain, x)[0]
+        q, k = self.gain * self.q(x), self.gain * self.k(x)
+        if self.kind == "fused":
+            return F.scaled_dot_product_attention(q, k, x)
+        logits = q @ k.mT
+        if self.kind == "own":
+            logits = cap_logits(logits)
+        return torch.softmax(logits, -1) @ x
+
+
+# -- cap -------------------------------------------------------------------------------------
+
+
+def qkv(heads: int = 4, kv_heads: int = 4) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    return [torch.randn(2, count, 5, 8) for count in (heads, kv_heads, kv_heads)]
+
+
+@pytest.mark.parametrize("cap", [1e6, 0.7])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"is_causal": True},
+        {"attn_mask": ~HIDDEN},
+        {"attn_mask": torch.zeros(5, 5).masked_fill(HIDDEN, -math.inf)},
+        {"attn_mask": ~HIDDEN, "scale": 0.3},
+        {"enable_gqa": True},
+        {"enable_gqa": True, "is_causal": True},
+    ],
+)
+def test_fused_attention_is_capped_before_the_mask(more: Any, cap: float) -> None:
+    q, k, v = qkv(kv_heads=2 if "enable_gqa" in more else 4)
+    theirs = F.scaled_dot_product_attention(q, k, v, **more)
+    with guard(attention_logit_cap=cap).acting():
+        ours = F.scaled_dot_product_attention(q, k, v, **more)
+    assert torch.allclose(ours, theirs, atol=1e-5) == (cap == 1e6)
+
+    if "enable_gqa" in more:
+        k, v = (x.repeat_interleave(2, 1) for x in (k, v))
+    logits = q @ k.mT * more.get("scale", 8**-0.5)
+    logits = cap * torch.tanh(logits / cap)
+    if more.get("is_causal") or "attn_mask" in more:
+        logits = logits.masked_fill(HIDDEN, -math.inf)
+    assert torch.allclose(ours, torch.softmax(logits, -1) @ v, atol=1e-5)
+
+
+def test_a_query_that_sees_nothing_gets_zeros_as_in_fused_attention() -> None:
+    q, k, v = qkv()
+    mask = ~HIDDEN
+    mask[2] = False
+    theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    with guard(attention_logit_cap=1e6).acting():
+        ours = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert ours[:, :, 2].abs().max() == theirs[:, :, 2].abs().max() == 0
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_attention_of_ones_own_opts_in() -> None:
+    logits = torch.tensor([[-200.0, 1.0], [10.0, 30.0]])
+    assert cap_logits(logits) is logits
+    with guard(attention_logit_cap=10.0).acting():
+        assert torch.equal(cap_logits(logits), 10 * torch.tanh(logits / 10))
+    with guard().acting():
+        assert cap_logits(logits) is logits
+    assert cap_logits(logits) is logits
+
+
+@pytest.mark.parametrize("kind", ["multihead", "fused", "own"])
+def test_every_way_of_attending_is_capped_and_counted(kind: str) -> None:
+    model = Attends(kind, gain=100.0)
+    with GuardedEngine(model, settings(attention_logit_cap=2.0)) as engine:
+        record = engine.step([torch.randn(3, 6, 4)], mean_loss)
+    assert record.cap_frac is not None
+    assert 0.9 < record.cap_frac <= 1.0
+    assert record.attention_max is not None
+    assert record.attention_max > 100
+
+
+def test_a_cap_that_nothing_went_through_is_refused() -> None:
+    engine = GuardedEngine(Attends("hidden"), settings(attention_logit_cap=2.0))
+    with engine, pytest.raises(UsageError, match="no attention of the model went through"):
+        engine.step([torch.randn(3, 6, 4)], mean_loss)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_cap_acts_in_a_transformer_layer_when_it_is_evaluated(precision: str) -> None:
+    """In eval mode torch's fast path would pass the attention module by."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    with torch.no_grad():
+        layer.self_attn.in_proj_weight.mul_(20)
+    x = torch.randn(2, 6, 8)
+    plain = mean_loss(layer.eval(), x).item()
+    model = nn.ModuleList([layer]).train()
+    chosen = settings(attention_logit_cap=0.1, precision=precision)
+
+    def loss(holder: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return holder[0](batch).float().square().mean()  # type: ignore[index]
+
+    def target(holder: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return (holder[0](batch).float() - 1).abs().mean()  # type: ignore[index]
+
+    with GuardedEngine(model, chosen) as engine:
+        in_training = mean_loss_without_grad(engine, lambda: target(model, x))
+        (evaluated,) = engine.evaluate([x], target)
+    assert evaluated == pytest.approx(in_training, rel=1e-5)
+    assert loss(model, x).item() == pytest.approx(plain, rel=1e-5)
+    assert evaluated != pytest.approx(target(model.eval(), x).item(), rel=1e-3)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def mean_loss_without_grad(engine: GuardedEngine, run: Any) -> float:
+    with torch.no_grad(), engine._attention.acting():  # noqa: SLF001 - train mode, else as evaluate
+        return float(run())
+
+
+# -- clamp -----------------------------------------------------------------------------------
+
+
+def test_the_clamp_counts_before_it_acts() -> None:
+    model = Attends(gain=1.0)
+    x = torch.randn(4, 6, 4) * 10
+    free = model(x)
+    limit = free.abs().median().item()
+
+    seen: list[torch.Tensor] = []
+
+    def loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        y = module(batch)
+        seen.append(y)
+        return y.square().mean()
+
+    with GuardedEngine(model, settings(attention_clamp=limit)) as engine:
+        record = engine.step([x], loss)
+    assert torch.equal(seen[0], free.clamp(-limit, limit))
+    assert record.clamp_frac == pytest.approx((free.abs() > limit).float().mean().item())
+    assert record.clamp_frac == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_infinity_before_the_clamp_is_a_forward_fault_though_it_is_clamped_away(
+    value: float,
+) -> None:
+    class Overflows(nn.MultiheadAttention):
+        def forward(self, x: torch.Tensor) -> Any:  # type: ignore[override]
+            return torch.where(x > 0, self.out_proj(x) * 0 + value, self.out_proj(x)), None
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = Overflows(4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.attention(x)[0]
+
+    batch = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
+    with GuardedEngine(Model(), settings(attention_clamp=10.0)) as engine:
+        record = engine.step([batch], mean_loss)
+    assert (record.label.value, record.is_loss_finite) == ("bad", True)
+    assert record.reason == "attention output is Inf"
+    assert not record.is_applied
+    # The twin: without the clamp's own measurement the loss is finite and nothing is seen.
+    assert torch.isfinite(torch.tensor(value).clamp(-10.0, 10.0))
+
+
+def test_a_clamp_cannot_rescue_overflowed_logits_and_a_cap_can() -> None:
+    x = torch.randn(4, 6, 4)
+    found = {}
+    for name, more in {
+        "clamp": {"attention_clamp": 10.0},
+        "cap": {"attention_logit_cap": 30.0},
+        "bf16": {"precision": "bf16"},
+        "fp32 attention": {"attention_precision": "fp32"},
+    }.items():
+        chosen = settings(**{"precision": "fp16", **more})
+        with GuardedEngine(Attends(gain=1500.0), chosen) as engine:
+            found[name] = engine.step([x], mean_loss)
+    assert {name: record.is_loss_finite for name, record in found.items()} == {
+        "clamp": False,
+        "cap": True,
+        "bf16": True,
+        "fp32 attention": True,
+    }
+    assert found["clamp"].label.value == "bad"
+    assert found["cap"].attention_max is not None  # in fp32, where it has not overflowed
+    assert found["cap"].attention_max > 65504
+    assert found["clamp"].first_nonfinite_module == "attention"
+
+
+def test_a_clamp_on_what_is_no_tensor_is_refused() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+            self.odd = nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.odd({"y": self.inner(x)})["y"]
+
+    engine = GuardedEngine(Odd(), settings(attention_clamp=1.0, attention_modules=("odd",)))
+    with (
+        engine,
+        pytest.raises(UsageError, match=r"Identity must return a tensor.* but returned dict"),
+    ):
+        engine.step([torch.ones(1, 2)], mean_loss)
+
+
+# -- which modules ---------------------------------------------------------------------------
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleDict({"attn": nn.Linear(2, 2), "mlp": nn.Linear(2, 2)})
+        self.decoder = nn.ModuleDict({"attn": nn.Linear(2, 2)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            for layer in self.modules():
+                if isinstance(layer, nn.Linear):
+                    layer.weight.fill_(10.0)
+        return self.decoder["attn"](self.encoder["mlp"](self.encoder["attn"](x)))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "num_clamped"),
+    [(("*.attn",), 2), (("encoder.*",), 2), (("encoder.attn", "decoder.attn", "*.mlp"), 3)],
+)
+def test_patterns_choose_the_modules(patterns: tuple[str, ...], num_clamped: int) -> None:
+    model = Two()
+    found = guard(model, attention_clamp=1.0, attention_modules=patterns)
+    with found.recording():
+        model(torch.ones(1, 2))
+    assert len(found.clamp_fracs) == num_clamped
+
+
+def test_patterns_that_match_nothing_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"no module of the model matches \*\.attention"):
+        guard(Two(), attention_modules=("*.attention",))
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ({"attention_clamp": 1.0}, "attention_clamp"),
+        ({"attention_precision": "fp32"}, "attention_precision"),
+    ],
+)
+def test_a_setting_without_attention_to_act_on_is_refused(more: Any, name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{name}: the model has no nn\.MultiheadAttention"):
+        guard(nn.Linear(1, 1), **more)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_fp32_attention_computes_in_fp32_and_the_rest_does_not(precision: str) -> None:
+    dtypes = {}
+
+    def loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        hook = module.attention.out_proj.register_forward_hook(lambda *_: None)
+        dtypes["attention"] = module.attention(batch.half(), batch.half(), batch.half())[0].dtype
+        dtypes["rest"] = module.q(batch).dtype
+        hook.remove()
+        return mean_loss(module, batch)
+
+    chosen = settings(precision=precision, attention_precision="fp32")
+    with GuardedEngine(Attends(), chosen) as engine:
+        assert engine.step([torch.randn(2, 3, 4)], loss).label.value == "ok"
+    assert dtypes["attention"] == torch.float32
+    assert dtypes["rest"] == (torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def test_frozen_half_precision_attention_cannot_run_in_fp32() -> None:
+    model = Attends()
+    model.attention.half().requires_grad_(requires_grad=False)
+    with pytest.raises(
+        UsageError, match="frozen ones of MultiheadAttention are stored in float16"
+    ):
+        guard(model, attention_precision="fp32")
+
+
+# -- what is seen ----------------------------------------------------------------------------
+
+
+def test_the_largest_logit_of_the_first_attention_is_seen() -> None:
+    model = Attends("own")
+    logits = [torch.tensor([[-7.0, 2.0]]), torch.tensor([[100.0]])]
+
+    def loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        for one in logits:
+            cap_logits(one)
+        return mean_loss(module, batch)
+
+    with GuardedEngine(model, settings()) as engine:
+        assert engine.step([torch.randn(2, 3, 4)], loss).attention_max == 7.0
+
+
+def test_materialised_logits_are_seen_but_not_another_softmax() -> None:
+    model = Attends(gain=3.0)
+    x = torch.randn(2, 3, 4)
+
+    def loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        F.softmax(torch.full((2, 3, 4), 1e6), dim=-1)  # a gate, say, before the attention
+        return mean_loss(module, batch)
+
+    weight, bias = model.attention.in_proj_weight, model.attention.in_proj_bias
+    q, k = (
+        (3 * x) @ w.T + b for w, b in list(zip(weight.chunk(3), bias.chunk(3), strict=True))[:2]
+    )
+    largest = (q @ k.mT / 2).max().item()
+    with GuardedEngine(model, settings()) as engine:
+        assert engine.step([x], loss).attention_max == pytest.approx(largest, rel=1e-5)
+
+
+def test_fused_logits_are_bounded_by_the_norms() -> None:
+    model = Attends("fused")
+    x = torch.randn(2, 3, 4)
+    q, k = model.q(x), model.k(x)
+    bound = (q.norm(dim=-1).max() * k.norm(dim=-1).max() / 2).item()
+    assert bound >= (q @ k.mT / 2).abs().max().item()
+    with GuardedEngine(model, settings()) as engine:
+        assert engine.step([x], mean_loss).attention_max == pytest.approx(bound, rel=1e-5)
+
+
+# -- what is left behind ---------------------------------------------------------------------
+
+
+def everything_global() -> tuple[Any, ...]:
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    return F.scaled_dot_product_attention, F.softmax, fast_path
+
+
+@pytest.mark.parametrize("has_exception", [False, True])
+def test_everything_is_back_after_close(has_exception: bool) -> None:
+    model = nn.ModuleDict({"attends": Attends(), "blocks": nn.Sequential(nn.Linear(4, 4))})
+    names, before = list(model.state_dict()), everything_global()
+
+    def loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        assert everything_global() != before
+        if has_exception:
+            raise KeyError("user code")
+        return module["blocks"](module["attends"](batch)).float().square().mean()  # type: ignore[index]
+
+    chosen = settings(
+        attention_clamp=1.0,
+        attention_logit_cap=2.0,
+        attention_precision="fp32",
+        gradient_checkpointing=True,
+        precision="fp16",
+    )
+    engine = GuardedEngine(model, chosen)
+    assert list(model.state_dict()) == names
+    if has_exception:
+        with pytest.raises(KeyError, match="user code"), engine:
+            engine.step([torch.randn(2, 3, 4)], loss)
+    else:
+        with engine:
+            engine.step([torch.randn(2, 3, 4)], loss)
+            assert everything_global() == before
+
+    assert everything_global() == before
+    for module in model.modules():
+        assert "forward" not in module.__dict__
+        assert not module._forward_hooks  # noqa: SLF001 - what this test is about
+        assert not module._forward_pre_hooks  # noqa: SLF001 - as above
+
+
+def test_nothing_is_left_on_a_model_whose_engine_was_refused() -> None:
+    model = Attends()
+    with pytest.raises(UsageError, match=r"no nn\.ModuleList or nn.Sequential"):
+        GuardedEngine(model, settings(attention_clamp=1.0, gradient_checkpointing=True))
+    assert not any("forward" in m.__dict__ or m._forward_hooks for m in model.modules())  # noqa: SLF001
+
+
+def test_the_model_of_an_engine_inside_another_has_only_its_own_cap() -> None:
+    outer, inner = Attends("fused", gain=50.0), Attends("fused", gain=50.0)
+    x = torch.randn(2, 3, 4)
+    alone = inner(x).detach()
+    seen: list[torch.Tensor] = []
+
+    def inner_loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        seen.append(module(batch))
+        return seen[-1].square().mean()
+
+    with (
+        GuardedEngine(outer, settings(attention_logit_cap=0.1)) as first,
+        GuardedEngine(inner, settings()) as second,
+    ):
+
+        def outer_loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+            second.step([batch], inner_loss)
+            return mean_loss(module, batch)
+
+        assert first.step([x], outer_loss).cap_frac is not None
+    assert torch.equal(seen[0], alone)
+
+
+def test_the_reference_is_neither_capped_nor_watched() -> None:
+    reference = Attends("fused", gain=50.0)
+    x = torch.randn(2, 3, 4)
+    alone = reference(x).detach()
+    seen: dict[int, torch.Tensor] = {}
+
+    def loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        seen[id(module)] = module(batch)
+        return seen[id(module)].square().mean() * (math.nan if module is not reference else 1.0)
+
+    engine = GuardedEngine(
+        Attends("fused"), settings(attention_logit_cap=0.1), reference=lambda: reference
+    )
+    with engine:
+        assert engine.step([x], loss).label.value == "bad"
+    assert torch.equal(seen[id(reference)], alone)
+
+
+def test_a_copied_model_is_capped_with_its_own_weights() -> None:
+    model = Attends()
+    x = torch.randn(2, 3, 4)
+    with GuardedEngine(model, settings(attention_logit_cap=1.0, attention_clamp=5.0)) as engine:
+        engine.step([x], mean_loss)
+        average = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        assert model(x).abs().max() == 0
+        assert average(x).abs().max() > 0

@@ -1,0 +1,110 @@
+"""Optimizers as the settings name them, and the rate of each update."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from stability_search.engine.optim import build_optimizer, default_groups, learning_rate_at
+from stability_search.errors import UsageError
+from stability_search.settings import EngineSettings
+
+
+def settings(**more: object) -> EngineSettings:
+    return EngineSettings(**{"learning_rate": 0.25, **more})
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "decay"),
+    [
+        ("adamw", torch.optim.AdamW, 0.01),
+        ("adam", torch.optim.Adam, 0.0),
+        ("sgd", torch.optim.SGD, 0.0),
+    ],
+)
+def test_defaults_are_pytorchs_own(name: str, kind: type, decay: float) -> None:
+    model = nn.Linear(2, 1)
+    ours = build_optimizer(default_groups(model), settings(optimizer=name))
+    theirs = kind(model.parameters(), lr=0.25)
+
+    assert type(ours) is kind
+    assert ours.defaults["weight_decay"] == decay
+    assert {k: v for k, v in ours.defaults.items() if k != "fused"} == {
+        k: v for k, v in theirs.defaults.items() if k != "fused"
+    }
+    assert ours.defaults["fused"]
+
+
+def test_settings_reach_the_optimizer() -> None:
+    chosen = settings(optimizer="adam", beta1=0.5, beta2=0.6, eps=1e-4, weight_decay=0.3)
+    group = build_optimizer(default_groups(nn.Linear(2, 1)), chosen).param_groups[0]
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.5, 0.6), 1e-4, 0.3)
+    group = build_optimizer(
+        default_groups(nn.Linear(2, 1)), settings(optimizer="sgd", momentum=0.7)
+    ).param_groups[0]
+    assert group["momentum"] == 0.7
+
+
+def test_groups_keep_their_own_values_and_frozen_parameters_are_left_out() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    model[0].bias.requires_grad_(requires_grad=False)
+    groups = [
+        {"params": model[0].parameters(), "weight_decay": 0.5},
+        {"params": model[1].weight},
+        {"params": (p for p in [model[1].bias])},
+        {"params": []},
+    ]
+    built = build_optimizer(groups, settings())
+    assert [group["weight_decay"] for group in built.param_groups] == [0.5, 0.01, 0.01]
+    kept = [parameter for group in built.param_groups for parameter in group["params"]]
+    wanted = [model[0].weight, model[1].weight, model[1].bias]
+    assert all(ours is theirs for ours, theirs in zip(kept, wanted, strict=True))
+
+
+def test_parameters_may_have_names() -> None:
+    model = nn.Linear(2, 1)
+    groups = [{"params": model.named_parameters()}]
+    assert build_optimizer(groups, settings()).param_groups[0]["params"][0] is model.weight
+
+
+def test_a_rate_in_a_group_is_refused() -> None:
+    groups = [{"params": nn.Linear(2, 1).parameters(), "lr": 1.0}]
+    with pytest.raises(UsageError, match="a group must not set `lr`"):
+        build_optimizer(groups, settings())
+
+
+def test_nothing_to_train_is_refused() -> None:
+    model = nn.Linear(2, 1).requires_grad_(requires_grad=False)
+    with pytest.raises(UsageError, match="at least one parameter must be trainable"):
+        build_optimizer(default_groups(model), settings())
+
+
+def test_complex_parameters_are_trained_unfused() -> None:
+    weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    assert not build_optimizer([{"params": [weight]}], settings()).defaults["fused"]
+
+
+def rates(count: int, **more: object) -> list[float]:
+    return [learning_rate_at(k, settings(**more)) for k in range(count)]
+
+
+def test_a_constant_rate_is_the_peak() -> None:
+    assert rates(3, num_planned_steps=2) == [0.25] * 3
+
+
+def test_warm_up_rises_to_the_peak() -> None:
+    assert rates(6, warmup_steps=4) == [0.0625, 0.125, 0.1875, 0.25, 0.25, 0.25]
+
+
+def test_a_schedule_reaches_zero_just_after_the_last_planned_step() -> None:
+    assert rates(6, schedule="linear", num_planned_steps=4) == [0.25, 0.1875, 0.125, 0.0625, 0, 0]
+    cosine = rates(6, schedule="cosine", num_planned_steps=4)
+    assert cosine == [0.125 * (1 + math.cos(math.pi * k / 4)) for k in (0, 1, 2, 3, 4, 4)]
+    assert rates(6, schedule="linear", warmup_steps=2, num_planned_steps=4) == [
+        *(0.125, 0.25, 0.25, 0.125, 0.0, 0.0)
+    ]
+
+
+def test_a_warm_up_as_long_as_the_run_is_no_division_by_zero() -> None:
+    assert rates(3, schedule="cosine", warmup_steps=2, num_planned_steps=2) == [0.125, 0.25, 0.25]
