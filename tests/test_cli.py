@@ -91,11 +91,15 @@ class FakeStudy:
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStudy]:
     fake = FakeStudy(tmp_path / "a run")
-    module = types.ModuleType("stability_search.search.study")
-    for name in ("run_study", "resume_study", "render_run", "plan_study"):
-        setattr(module, name, getattr(fake, name))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(stability_search.search, "study", module, raising=False)
+    for part, names in (
+        ("study", ("run_study", "resume_study", "plan_study")),
+        ("closing", ("render_run",)),
+    ):
+        module = types.ModuleType(f"stability_search.search.{part}")
+        for name in names:
+            setattr(module, name, getattr(fake, name))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(stability_search.search, part, module, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "teacher.yaml").write_text(SPACE)
     (tmp_path / "one.yaml").write_text(ONE)
@@ -258,7 +262,7 @@ def test_ctrl_c_outside_of_a_study_is_130(
     def interrupted(run: Path) -> object:
         raise KeyboardInterrupt(run)
 
-    monkeypatch.setattr(sys.modules["stability_search.search.study"], "render_run", interrupted)
+    monkeypatch.setattr(sys.modules["stability_search.search.closing"], "render_run", interrupted)
 
     assert main(["report", str(study.directory)]) == 130
     assert capfd.readouterr().err == "interrupted\n"

@@ -28,7 +28,7 @@ from stability_search.events import Event
 from stability_search.records import VerdictKind
 
 if TYPE_CHECKING:
-    from stability_search.search.study import Study
+    from stability_search.search.closing import Study
     from stability_search.space import Space
 
 Work = Callable[[], int]
@@ -197,9 +197,9 @@ def _report(run: RunArgument) -> Work:
     """Write the tables and the report of a run again; exit 0 whatever the verdict is."""
 
     def work() -> int:
-        from stability_search.search import study
+        from stability_search.search import closing
 
-        end = study.render_run(run)
+        end = closing.render_run(run)
         _print(*_closing_lines(end))
         return 0
 

@@ -10,11 +10,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from stability_search.errors import InfrastructureError
+from stability_search.search.machine import Machine, num_cpus
 from stability_search.search.source import Signals, TrialSource
 
 REPORT_S = 1.0  # a trial reports its progress about so often
@@ -31,23 +31,6 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "TUNE_RESULT_BUFFER_LENGTH": "1",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Machine:
-    """What a study runs on.
-
-    Attributes:
-        device: `cpu` or `cuda`.
-        num_slots: Trials at once.
-        cpu_per_trial: CPU cores of a trial.
-        gpu_per_trial: GPUs of a trial.
-    """
-
-    device: str
-    num_slots: int
-    cpu_per_trial: float
-    gpu_per_trial: float
 
 
 @contextlib.contextmanager
@@ -67,13 +50,6 @@ def output_to(log: Path) -> Iterator[None]:
         for descriptor, target in zip(kept, (1, 2), strict=True):
             os.dup2(descriptor, target)
             os.close(descriptor)
-
-
-def num_cpus() -> int:
-    """Return how many CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux; a container may have fewer than the machine
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Cluster:

@@ -5,7 +5,7 @@ study goes on exactly where it was, and is told of every trial that ends.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,11 +24,13 @@ from stability_search.records import (
     Verdict,
     VerdictKind,
 )
+from stability_search.search.budget import Budget, Clock
 from stability_search.search.confirm import Confirmation, ConfirmTrial, Need, describe_cost
+from stability_search.search.preflight import preflight_configs
 from stability_search.search.request import MAX_ATTEMPTS, TrialRequest
 from stability_search.search.sampler import Sampler, Told, told, varying_values
 from stability_search.seeding import derive_seed
-from stability_search.settings import SETTING_NAMES, TrialConfig, TrialConstants
+from stability_search.settings import TrialConstants
 from stability_search.space import Space
 from stability_search.standing import score_trial
 from stability_search.yardstick import Yardstick, is_finite_run, probe_steps, yardstick
@@ -37,18 +39,6 @@ EARLY_TRIALS = 5  # so many that fail in the same way are the user's code, not b
 MIN_LOST_ATTEMPTS = 5
 MAX_LOST_SHARE = 0.2
 _STABILISERS = {"clip_norm", "attention_clamp", "attention_logit_cap"}
-
-# What a model may be unable to honour, and the values that ask for it; None for any number.
-_DEMANDING: Mapping[str, tuple[Json, ...]] = {
-    "precision": ("bf16",),
-    "attention_clamp": (None,),
-    "attention_logit_cap": (None,),
-    "attention_precision": ("fp32",),
-    "norm": ("group",),
-    "gradient_checkpointing": (True,),
-}
-
-Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,10 +76,7 @@ class StudyPlan:
         self.rows: list[TrialRow] = list(rows)
         self.verdict: Verdict | None = None
         self._device = device
-        self._num_slots = num_slots
-        self._clock = clock
-        self._started = clock()
-        self._spent_before_s = sum(row.summary.wall_s for row in self.rows) / num_slots
+        self._budget = Budget(self.study, num_slots=num_slots, clock=clock, rows=self.rows)
         self._in_flight: dict[str, TrialRequest] = {}
         self._confirmation = Confirmation(space)
         self._sampler = Sampler(space)
@@ -250,47 +237,6 @@ class StudyPlan:
             for i, rate in enumerate(self.space.pilot_learning_rates())
         ]
 
-    def _preflight(self) -> tuple[TrialConfig, ...]:
-        """Return a configuration for every setting that a model may be unable to honour.
-
-        Each is tried with every value of every setting of the task, since those decide what the
-        model is made of.
-        """
-        space = self.space
-        base = {
-            name: value
-            for name, value in space.pilot_settings().items()
-            if name in space.varying and value is not None
-        }
-        models = [base] + [
-            {**base, parameter.name: value}
-            for parameter in space.parameters
-            if parameter.name not in SETTING_NAMES
-            for value in parameter.choices
-        ]
-        demands = [
-            (parameter.name, parameter.largest_number() if value is None else value)
-            for parameter in space.parameters
-            if parameter.name in _DEMANDING
-            for value in _DEMANDING[parameter.name]
-            if value is None or parameter.contains(value)
-        ]
-        settings = [
-            space.settings(self._complete({**model, name: value}))
-            for model in models
-            for name, value in demands
-        ]
-        fixed = [space.settings(self._complete(model)) for model in models]
-        unique = {space.config_id(one): one for one in [*fixed, *settings]}
-        return tuple(
-            space.trial_config(one, seed=0, steps=self.study.trial_steps, device=self._device)
-            for one in unique.values()
-        )
-
-    def _complete(self, values: Mapping[str, Json]) -> dict[str, Json]:
-        """Give settings that have become active their middle value."""
-        return {p.name: values.get(p.name, p.middle()) for p in self.space.parameters}
-
     def _pilot_is_over(self) -> bool:
         return all(self._is_final(slot.trial_id) for slot in self._pilot_slots())
 
@@ -304,7 +250,8 @@ class StudyPlan:
                 request = self._request(slot, constants, steps=max(horizons))
                 if slot.index > 0:
                     return request
-                return replace(request, preflight=self._preflight())
+                preflight = preflight_configs(self.space, device=self._device)
+                return replace(request, preflight=preflight)
         return None
 
     # -- search ------------------------------------------------------------------------------
@@ -325,7 +272,8 @@ class StudyPlan:
         again = [index for index in lost if index not in taken]
         if again:
             return min(again)
-        if self._is_half_spent():
+        running = sum(r.config.num_planned_steps for r in self._in_flight.values())
+        if self._budget.is_half_spent(self.rows, num_planned_steps=running):
             return None
         taken |= {row.index for row in self.rows if row.stage is Stage.SEARCH}
         free = next(i for i in range(len(taken) + 1) if i not in taken)
@@ -370,7 +318,9 @@ class StudyPlan:
 
     def _needed(self) -> Need | Verdict:
         if self._need is None or self._need[0] != len(self.rows):
-            need = self._confirmation.next_need(self.rows, can_afford=self._can_afford)
+            need = self._confirmation.next_need(
+                self.rows, can_afford=lambda count: self._budget.can_afford(count, self.rows)
+            )
             self._need = (len(self.rows), need)
         return self._need[1]
 
@@ -395,33 +345,6 @@ class StudyPlan:
         if self._confirm_began is None or self._confirm_began[0] != len(before):
             self._confirm_began = (len(before), yardstick(before, self.study.confirm.steps))
         return self._confirm_began[1]
-
-    # -- budgets -----------------------------------------------------------------------------
-
-    def _spent_s(self) -> float:
-        return self._spent_before_s + self._clock() - self._started
-
-    def _spent_steps(self) -> int:
-        running = sum(r.config.num_planned_steps for r in self._in_flight.values())
-        return running + sum(row.summary.num_steps for row in self.rows)
-
-    def _is_half_spent(self) -> bool:
-        search = self.study.search
-        if search.step_budget is not None and self._spent_steps() * 2 >= search.step_budget:
-            return True
-        return search.time_budget_s is not None and self._spent_s() * 2 >= search.time_budget_s
-
-    def _can_afford(self, num_trials: int) -> bool:
-        """Say whether so many more confirm trials fit, those that are running among them."""
-        search, steps = self.study.search, num_trials * self.study.confirm.steps
-        spent_steps = sum(row.summary.num_steps for row in self.rows)
-        if search.step_budget is not None and spent_steps + steps > search.step_budget:
-            return False
-        if search.time_budget_s is None:
-            return True
-        wall_s = sum(row.summary.wall_s for row in self.rows)
-        per_step_s = wall_s / spent_steps if spent_steps else 0.0
-        return self._spent_s() + steps * per_step_s / self._num_slots <= search.time_budget_s
 
     # -- shared ------------------------------------------------------------------------------
 

@@ -2,19 +2,17 @@
 
     run_study     make the run directory, run pilot, search and confirm, write the report
     resume_study  go on from the ledger
-    render_run    write tables and report again from the ledger alone
 
 The ledger is the only truth. Everything a trial was is on the disk before the plan hears of it.
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from stability_search import space as spaces
 from stability_search.errors import InfrastructureError, StabilitySearchError, UsageError
@@ -23,16 +21,16 @@ from stability_search.files import write_whole
 from stability_search.records import (
     Json,
     Stage,
-    StepRecord,
     TrialRow,
     TrialSummary,
     Verdict,
-    VerdictKind,
 )
 from stability_search.search import run_directory
-from stability_search.search.confirm import Confirmation, describe_cost
-from stability_search.search.driver import Cluster, Machine, drive, num_cpus, output_to
+from stability_search.search.closing import Study, unfinished, verdict_of, write_all
+from stability_search.search.confirm import describe_cost
+from stability_search.search.driver import Cluster, drive, output_to
 from stability_search.search.ledger import DamagedLedgerError, Ledger
+from stability_search.search.machine import Machine, choose_machine, num_cpus, num_slots_for
 from stability_search.search.plan import StudyPlan, planned_work
 from stability_search.search.request import TrialRequest
 from stability_search.search.run_directory import RunDirectory
@@ -41,38 +39,12 @@ from stability_search.search.source import Interrupted, Signals
 from stability_search.seeding import derive_seed
 from stability_search.space import Space
 from stability_search.standing import score_trial
-from stability_search.step_files import encode_steps, read_steps, write_steps
-
-if TYPE_CHECKING:
-    from stability_search.table import Tables
+from stability_search.step_files import encode_steps, write_steps
 
 Listener = Callable[[Event], None]
-Device = Literal["cpu", "cuda"]
 
-_EXIT_INTERRUPTED = 130
 _EXIT_TERMINATED = 143
 _EXIT_ERRORS_WITH_REPORT = (4, 5, 6, 130, 143)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Study:
-    """A study that has ended, or stopped early.
-
-    Attributes:
-        directory: Its run directory.
-        verdict: How it ended.
-        lines: The verdict as plain text for a terminal.
-    """
-
-    directory: Path
-    verdict: Verdict
-    lines: tuple[str, ...]
-
-    def tables(self) -> "Tables":
-        """Return its trials and configurations as pandas tables."""
-        from stability_search.table import read_run
-
-        return read_run(self.directory)
 
 
 def ignore(_event: Event) -> None:
@@ -165,8 +137,11 @@ def resume_study(
     """
     directory = run_directory.open_run(path)
     with run_directory.lock(directory):
-        old = spaces.load(directory.space)
-        new = spaces.load(directory.space, overrides)
+        ledger = _open_ledger(directory, on_event)
+        facts = dict(ledger.facts())
+        folder = Path(str(facts["original_folder"]))
+        old = spaces.load(directory.space, folder=folder)
+        new = spaces.load(directory.space, overrides, folder=folder)
         differences = spaces.resume_difference(old, new)
         if differences:
             raise UsageError(
@@ -174,38 +149,18 @@ def resume_study(
                 f"{'; '.join(differences)}.",
                 hint="Start a new study with `run` for any other change.",
             )
-        ledger = _open_ledger(directory, new, on_event)
-        facts = dict(ledger.facts())
         run_directory.refuse_changed_task(directory, facts)
         if overrides:
             write_whole(directory.space, new.text)
             ledger.put_facts({**facts, "space_text": new.text})
-        folder = Path(str(facts["original_folder"]))
         study = _Running(new, directory, ledger, folder=folder, command=command, on_event=on_event)
         return study.run(address)
-
-
-def render_run(path: Path) -> Study:
-    """Write tables and report of a run again, from its ledger alone.
-
-    Raises:
-        UsageError: No run directory, or its ledger is damaged.
-    """
-    directory = run_directory.open_run(path)
-    space = spaces.load(directory.space)
-    ledger = Ledger(directory.ledger)
-    rows = ledger.rows()
-    verdict = _verdict_of(space, rows) or _unfinished(
-        space, rows, path, exit_code=_EXIT_INTERRUPTED, reason="It has not ended."
-    )
-    command = f"stability-search report {shlex.quote(str(path))}"
-    return _write_report(space, directory, rows, verdict, command)
 
 
 def plan_study(space: Space) -> tuple[str, ...]:
     """Say what `run` would do, and start nothing."""
     study, cost = space.study, describe_cost(space)
-    num_slots = study.search.max_concurrent or _num_slots(
+    num_slots = study.search.max_concurrent or num_slots_for(
         {"CPU": float(num_cpus())}, space, gpu_per_trial=0.0
     )
     plan = StudyPlan(space, device="cpu", num_slots=num_slots)
@@ -286,7 +241,7 @@ class _Running:
         if verdict.exit_code == _EXIT_TERMINATED:  # two seconds are left, the report takes one
             lines = (f"Incomplete. {verdict.reason}",)
             return Study(directory=self._directory.path, verdict=verdict, lines=lines)
-        study = _write_report(
+        study = write_all(
             self._space, self._directory, self._ledger.rows(), verdict, self._command
         )
         self._tell(
@@ -298,7 +253,7 @@ class _Running:
         return study
 
     def _run_trials(self, address: str | None) -> Verdict:
-        known = _verdict_of(self._space, self._ledger.rows())
+        known = verdict_of(self._space, self._ledger.rows())
         if known is not None:  # a finished run, resumed: nothing is left to do
             return known
         trials, steps = planned_work(self._space)
@@ -325,21 +280,20 @@ class _Running:
         return self._plan.verdict
 
     def _begin(self, machine: Machine) -> None:
-        device: Device = "cuda" if machine.device == "cuda" else "cpu"
         self._plan = StudyPlan(
             self._space,
-            device=device,
+            device=machine.device,
             num_slots=machine.num_slots,
             rows=self._ledger.rows(),
         )
-        environment = _environment(self._space, self._command, device=device)
+        environment = _environment(self._space, self._command, device=machine.device)
         facts = run_directory.with_tilde(dict(self._ledger.facts()))
         text = run_directory.as_json({**environment, "study": facts})
         write_whole(self._directory.environment, text)
         self._tell(
             EventName.STUDY_STARTED,
             run_directory=str(self._directory.path),
-            device=device,
+            device=machine.device,
             trials=self._plan.num_planned(Stage.SEARCH) if self._space.has_space else 0,
             slots=machine.num_slots,
             space=str(self._space.path),
@@ -419,7 +373,7 @@ class _Running:
     def _stopped(self, error: StabilitySearchError) -> Verdict:
         level = "info" if isinstance(error, Interrupted) else "error"
         self._tell(EventName.MESSAGE, level=level, text=str(error))
-        return _unfinished(
+        return unfinished(
             self._space,
             self._ledger.rows(),
             self._directory.path,
@@ -436,50 +390,6 @@ def parameters_of(space: Space, row: TrialRow) -> tuple[dict[str, Any], dict[str
     if row.stage is not Stage.SEARCH:
         return {}, {}
     return as_optuna(space, varying_values(space, row.settings))
-
-
-def choose_machine(space: Space, offered: Mapping[str, float]) -> Machine:
-    """Decide the device and how many trials run at once.
-
-    Args:
-        space: Its `search.resources` and `search.max_concurrent` are used.
-        offered: What Ray offers: `CPU`, and `GPU` where there is one.
-
-    Raises:
-        UsageError: A trial needs more than there is.
-    """
-    resources = space.study.search.resources
-    num_gpus = offered.get("GPU", 0.0)
-    gpu = resources.gpu
-    if gpu is None:
-        gpu = 1.0 if num_gpus >= 1 and _torch_has_gpu() else 0.0
-    slots = _num_slots(offered, space, gpu_per_trial=gpu)
-    if slots < 1:
-        raise UsageError(
-            f"search.resources: a trial needs {resources.cpu:g} CPU and {gpu:g} GPU, but there "
-            f"are {offered.get('CPU', 0.0):g} and {num_gpus:g}.",
-            hint="Lower search.resources.",
-        )
-    wanted = space.study.search.max_concurrent
-    return Machine(
-        device="cuda" if gpu > 0 else "cpu",
-        num_slots=slots if wanted is None else min(wanted, slots),
-        cpu_per_trial=resources.cpu,
-        gpu_per_trial=gpu,
-    )
-
-
-def _num_slots(offered: Mapping[str, float], space: Space, *, gpu_per_trial: float) -> int:
-    slots = int(offered.get("CPU", 1.0) / space.study.search.resources.cpu)
-    if gpu_per_trial > 0:
-        slots = min(slots, int(offered.get("GPU", 0.0) / gpu_per_trial))
-    return slots
-
-
-def _torch_has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _refuse_what_is_not_there(space: Space) -> None:
@@ -507,7 +417,7 @@ def _environment(space: Space, command: str, *, device: str) -> dict[str, Json]:
     )
 
 
-def _open_ledger(directory: RunDirectory, space: Space, on_event: Listener) -> Ledger:
+def _open_ledger(directory: RunDirectory, on_event: Listener) -> Ledger:
     """Open the ledger; where it is damaged, make it again from the step files."""
     try:
         return Ledger(directory.ledger)
@@ -515,6 +425,7 @@ def _open_ledger(directory: RunDirectory, space: Space, on_event: Listener) -> L
         facts = run_directory.facts_of_environment(directory)
         if facts is None:
             raise
+        space = spaces.load(directory.space)
         ledger, aside, unreadable = Ledger.rebuild(
             directory.ledger,
             directory.steps,
@@ -529,112 +440,6 @@ def _open_ledger(directory: RunDirectory, space: Space, on_event: Listener) -> L
             fields: dict[str, Json] = {"level": "warning", "text": line}
             on_event(Event(name=EventName.MESSAGE, time=_now(), fields=fields))
         return ledger
-
-
-def _verdict_of(space: Space, rows: Sequence[TrialRow]) -> Verdict | None:
-    """Return the verdict of a finished study; None where trials are missing."""
-    plan = StudyPlan(space, device="cpu", num_slots=1, rows=rows)
-    if plan.stage is not Stage.CONFIRM:
-        return None
-    need = Confirmation(space).next_need(rows, can_afford=lambda _: True)
-    return need if isinstance(need, Verdict) else None
-
-
-def _unfinished(
-    space: Space, rows: Sequence[TrialRow], path: Path, *, exit_code: int, reason: str
-) -> Verdict:
-    plan = StudyPlan(space, device="cpu", num_slots=1, rows=rows)
-    done = sum(row.stage is Stage.SEARCH and row.summary.outcome.is_result for row in rows)
-    planned = plan.num_planned(Stage.SEARCH) if space.has_space else 0
-    where = f"{done} of {planned} search trials and the {plan.stage.value} stage reached"
-    return Verdict(
-        kind=VerdictKind.INCOMPLETE,
-        exit_code=exit_code,
-        reason=f"{reason} {where}; go on with `stability-search resume {shlex.quote(str(path))}`.",
-    )
-
-
-def _write_report(
-    space: Space,
-    directory: RunDirectory,
-    rows: Sequence[TrialRow],
-    verdict: Verdict,
-    command: str,
-) -> Study:
-    from stability_search.report import Report, verdict_lines, write_report
-    from stability_search.table import build_tables, study_yardsticks, write_tables
-
-    yardsticks = study_yardsticks(rows, space.study)
-    names = _setting_names(space)
-    tables = build_tables(
-        rows, space_settings=names, study=space.study, yardsticks=yardsticks, verdict=verdict
-    )
-    step_files = {row.trial_id: directory.step_file(row.trial_id, row.attempt) for row in rows}
-
-    def read(trial_id: str) -> Sequence[StepRecord]:
-        return read_steps(step_files[trial_id])
-
-    report = Report(
-        tables=tables,
-        verdict=verdict,
-        study=space.study,
-        yardsticks=yardsticks,
-        space_text=space.text,
-        task_name=space.task_name,
-        device=_device_of(rows),
-        environment=_written_environment(directory),
-        start_config_ids=_start_config_ids(space, rows),
-        setting_names=names,
-        varying=space.varying,
-        command=command,
-        run_directory=str(directory.path),
-        read_steps=read,
-    )
-    write_tables(tables, directory.path)
-    write_report(report, directory.path)
-    lines = tuple(verdict_lines(report))
-    _write_best(space, directory, rows, verdict, lines)
-    return Study(directory=directory.path, verdict=verdict, lines=lines)
-
-
-def _write_best(
-    space: Space,
-    directory: RunDirectory,
-    rows: Sequence[TrialRow],
-    verdict: Verdict,
-    lines: Sequence[str],
-) -> None:
-    if verdict.choice is None:
-        directory.best.unlink(missing_ok=True)
-        return
-    settings = next(row.settings for row in rows if row.config_id == verdict.choice)
-    text = spaces.best_yaml(space, settings, "\n".join(lines))
-    write_whole(directory.best, text)
-
-
-def _setting_names(space: Space) -> tuple[str, ...]:
-    return (*space.fixed, *(name for name in space.varying if name not in space.fixed))
-
-
-def _start_config_ids(space: Space, rows: Sequence[TrialRow]) -> tuple[str, ...]:
-    first = {
-        row.index: row.config_id
-        for row in rows
-        if row.stage is Stage.SEARCH and row.index < len(space.start_with)
-    }
-    return tuple(first[index] for index in sorted(first))
-
-
-def _device_of(rows: Sequence[TrialRow]) -> str:
-    return next((row.summary.device for row in reversed(rows)), "cpu")
-
-
-def _written_environment(directory: RunDirectory) -> Mapping[str, Json]:
-    try:
-        read: dict[str, Json] = json.loads(directory.environment.read_text())
-    except (OSError, ValueError):
-        return {}
-    return {key: value for key, value in read.items() if key != "study"}
 
 
 def _now() -> str:

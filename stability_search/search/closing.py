@@ -1,0 +1,196 @@
+"""What a study leaves behind when it ends or stops: verdict, tables, report and `best.yaml`.
+
+All of it comes from the rows of the ledger and can be made again at any time.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stability_search import space as spaces
+from stability_search.files import write_whole
+from stability_search.records import (
+    Json,
+    Stage,
+    StepRecord,
+    TrialRow,
+    Verdict,
+    VerdictKind,
+)
+from stability_search.search import run_directory
+from stability_search.search.confirm import Confirmation
+from stability_search.search.ledger import Ledger
+from stability_search.search.plan import StudyPlan
+from stability_search.search.run_directory import RunDirectory
+from stability_search.space import Space
+from stability_search.step_files import read_steps
+
+if TYPE_CHECKING:
+    from stability_search.table import Tables
+
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """A study that has ended, or stopped early.
+
+    Attributes:
+        directory: Its run directory.
+        verdict: How it ended.
+        lines: The verdict as plain text for a terminal.
+    """
+
+    directory: Path
+    verdict: Verdict
+    lines: tuple[str, ...]
+
+    def tables(self) -> "Tables":
+        """Return its trials and configurations as pandas tables."""
+        from stability_search.table import read_run
+
+        return read_run(self.directory)
+
+
+def render_run(path: Path) -> Study:
+    """Write tables and report of a run again, from its ledger alone.
+
+    Raises:
+        UsageError: No run directory, or its ledger is damaged.
+    """
+    directory = run_directory.open_run(path)
+    space = spaces.load(directory.space)
+    ledger = Ledger(directory.ledger)
+    rows = ledger.rows()
+    verdict = verdict_of(space, rows) or unfinished(
+        space, rows, path, exit_code=EXIT_INTERRUPTED, reason="It has not ended."
+    )
+    command = f"stability-search report {shlex.quote(str(path))}"
+    return write_all(space, directory, rows, verdict, command)
+
+
+def verdict_of(space: Space, rows: Sequence[TrialRow]) -> Verdict | None:
+    """Return the verdict of a finished study; None where trials are missing."""
+    plan = StudyPlan(space, device="cpu", num_slots=1, rows=rows)
+    if plan.stage is not Stage.CONFIRM:
+        return None
+    need = Confirmation(space).next_need(rows, can_afford=lambda _: True)
+    return need if isinstance(need, Verdict) else None
+
+
+def unfinished(
+    space: Space, rows: Sequence[TrialRow], path: Path, *, exit_code: int, reason: str
+) -> Verdict:
+    """Return the verdict of a study that stopped early, with the command that goes on.
+
+    Args:
+        space: The study's space.
+        rows: Every finished trial.
+        path: The run directory.
+        exit_code: Exit code of the command that stopped.
+        reason: Why it stopped, a sentence.
+    """
+    plan = StudyPlan(space, device="cpu", num_slots=1, rows=rows)
+    done = sum(row.stage is Stage.SEARCH and row.summary.outcome.is_result for row in rows)
+    planned = plan.num_planned(Stage.SEARCH) if space.has_space else 0
+    where = f"{done} of {planned} search trials and the {plan.stage.value} stage reached"
+    return Verdict(
+        kind=VerdictKind.INCOMPLETE,
+        exit_code=exit_code,
+        reason=f"{reason} {where}; go on with `stability-search resume {shlex.quote(str(path))}`.",
+    )
+
+
+def write_all(
+    space: Space,
+    directory: RunDirectory,
+    rows: Sequence[TrialRow],
+    verdict: Verdict,
+    command: str,
+) -> Study:
+    """Write tables, report and `best.yaml`, each whole or not at all.
+
+    Args:
+        space: The study's space.
+        directory: Where to.
+        rows: Every finished trial.
+        verdict: How the study ended or stopped.
+        command: The command line, for the record.
+    """
+    from stability_search.report import Report, verdict_lines, write_report
+    from stability_search.table import build_tables, study_yardsticks, write_tables
+
+    yardsticks = study_yardsticks(rows, space.study)
+    names = _setting_names(space)
+    tables = build_tables(
+        rows, space_settings=names, study=space.study, yardsticks=yardsticks, verdict=verdict
+    )
+    step_files = {row.trial_id: directory.step_file(row.trial_id, row.attempt) for row in rows}
+
+    def read(trial_id: str) -> Sequence[StepRecord]:
+        return read_steps(step_files[trial_id])
+
+    report = Report(
+        tables=tables,
+        verdict=verdict,
+        study=space.study,
+        yardsticks=yardsticks,
+        space_text=space.text,
+        task_name=space.task_name,
+        device=_device_of(rows),
+        environment=_written_environment(directory),
+        start_config_ids=_start_config_ids(space, rows),
+        setting_names=names,
+        varying=space.varying,
+        command=command,
+        run_directory=str(directory.path),
+        read_steps=read,
+    )
+    write_tables(tables, directory.path)
+    write_report(report, directory.path)
+    lines = tuple(verdict_lines(report))
+    _write_best(space, directory, rows, verdict, lines)
+    return Study(directory=directory.path, verdict=verdict, lines=lines)
+
+
+def _write_best(
+    space: Space,
+    directory: RunDirectory,
+    rows: Sequence[TrialRow],
+    verdict: Verdict,
+    lines: Sequence[str],
+) -> None:
+    if verdict.choice is None:
+        directory.best.unlink(missing_ok=True)
+        return
+    settings = next(row.settings for row in rows if row.config_id == verdict.choice)
+    text = spaces.best_yaml(space, settings, "\n".join(lines))
+    write_whole(directory.best, text)
+
+
+def _setting_names(space: Space) -> tuple[str, ...]:
+    return (*space.fixed, *(name for name in space.varying if name not in space.fixed))
+
+
+def _start_config_ids(space: Space, rows: Sequence[TrialRow]) -> tuple[str, ...]:
+    first = {
+        row.index: row.config_id
+        for row in rows
+        if row.stage is Stage.SEARCH and row.index < len(space.start_with)
+    }
+    return tuple(first[index] for index in sorted(first))
+
+
+def _device_of(rows: Sequence[TrialRow]) -> str:
+    return next((row.summary.device for row in reversed(rows)), "cpu")
+
+
+def _written_environment(directory: RunDirectory) -> Mapping[str, Json]:
+    try:
+        read: dict[str, Json] = json.loads(directory.environment.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {key: value for key, value in read.items() if key != "study"}
