@@ -7,6 +7,7 @@ from math import log2
 from typing import Any
 
 from stability_search.records import Outcome
+from stability_search.report.alarms import alarm_sentences
 from stability_search.report.context import Row, View
 from stability_search.report.wording import count, number, plain, setting_value
 
@@ -142,6 +143,7 @@ def warnings(view: View) -> tuple[str, ...]:
     found = [*view.verdict.warnings]
     for horizon in sorted(view.report.yardsticks):
         found += view.report.yardsticks[horizon].warnings
+    found += alarm_sentences(view)
     found += _precision_warnings(view)
     search = view.study.search
     if search.sampler == "tpe" and search.max_concurrent != 1 and view.in_stage("search"):
