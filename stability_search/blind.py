@@ -75,7 +75,12 @@ def _descend(
     best = BlindRun(loss=None, batch_losses=())
     optimizer = torch.optim.Adam(free, lr=learning_rate) if free else None
     for _ in range(STEPS_PER_RATE + 1):
-        losses = torch.stack([probe_loss(model, batch).reshape(()).float() for batch in probe])
+        try:
+            losses = torch.stack([probe_loss(model, batch).reshape(()).float() for batch in probe])
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # noqa: BLE001 - a loss that zeroed weights break has no finite value
+            break
         mean = losses.mean()
         reading = BlindRun(
             loss=finite_or_none(float(mean.detach())),

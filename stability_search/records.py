@@ -179,6 +179,7 @@ class TrialSummary(_Record):
         baseline: The task's `baseline()`; None where it has none or it was not asked for.
         blind_loss: Lowest probe loss of a model that ignores its input; None if not measured.
         blind_batch_losses: Its loss per probe batch; empty if not measured.
+        has_measured_blind_run: True if the blind run was made, whatever it gave.
         are_parameters_finite: False if a parameter ended NaN or infinite.
         first_bad_step: First `bad` step; None if there was none.
         first_nonfinite_module: See `StepRecord`, of the first bad step.
@@ -220,6 +221,7 @@ class TrialSummary(_Record):
     baseline: float | None = None
     blind_loss: float | None = None
     blind_batch_losses: tuple[float | None, ...] = ()
+    has_measured_blind_run: bool = False
     are_parameters_finite: bool = True
     first_bad_step: int | None = None
     first_nonfinite_module: str | None = None

@@ -13,6 +13,7 @@ A diverged trial is a result. Only what says nothing about stability (an error i
 code) is told apart, with its traceback as text.
 """
 
+import contextlib
 import random
 import statistics
 import time
@@ -52,6 +53,15 @@ from stability_search.tasks.loading import load_task
 
 Clock = Callable[[], float]
 _MIB = 2**20
+# What CUDA says of a broken card or driver, as opposed to a broken program.
+_HARDWARE_ERRORS = (
+    "uncorrectable ECC",
+    "CUDA error: unspecified launch failure",
+    "CUDA error: hardware",
+    "CUDA error: the launch timed out",
+    "CUDA error: unknown error",
+    "GPU is lost",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +119,7 @@ class _Tally:
     baseline: float | None = None
     blind_loss: float | None = None
     blind_batch_losses: tuple[float | None, ...] = ()
+    has_measured_blind_run: bool = False
     are_parameters_finite: bool = True
     evidence: float = 1.0
     warnings: list[str] = field(default_factory=list)
@@ -166,6 +177,7 @@ def run_trial(
     try:
         for planned in preflight:
             check_settings(planned)
+        started = clock()  # trying settings is the study's work, not this trial's
         trial = _Trial(
             config, constants, tally, clock=clock, started=started, faults=faults or NoFaults()
         )
@@ -173,12 +185,11 @@ def run_trial(
             outcome, reason = yield from trial.run()
             trial.close(outcome)
         error = ("", "", "")
-    except Exception as caught:  # noqa: BLE001 - the trial's boundary: every end gets a name
-        if is_out_of_memory(caught):
-            outcome, reason, error = Outcome.OUT_OF_MEMORY, _first_line(caught), ("", "", "")
-        else:
-            outcome, reason = Outcome.USER_ERROR, _first_line(caught)
-            error = (type(caught).__name__, _place(caught), _traceback_text(caught))
+    except (Exception, SystemExit) as caught:  # noqa: BLE001 - the boundary: every end gets a name
+        outcome, reason = _outcome_of(caught), _first_line(caught)
+        error = (type(caught).__name__, _place(caught), _traceback_text(caught))
+        if outcome is Outcome.OUT_OF_MEMORY:
+            error = ("", "", "")
     return _summary(
         config, tally, outcome=outcome, reason=reason, error=error, wall_s=clock() - started
     )
@@ -219,7 +230,7 @@ class _Trial:
         self.constants = constants
         self.tally = tally
         self.clock = clock
-        self.deadline = started + config.timeout_s
+        self.started = started
         self.faults = faults
         self.device = torch.device(config.device)
         self.task: Task = load_task(config.task, config.task_args)
@@ -227,7 +238,9 @@ class _Trial:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         if constants.measures_blind_run:
+            began = clock()
             self._measure_blind_run()
+            self.started += clock() - began  # the study's work, not this trial's
         self.engine = self._build_engine()
         self.kill_test = KillTest(config.kill_rule, config.num_planned_steps)
         self.loss_stop: LossStop | None = None
@@ -238,6 +251,10 @@ class _Trial:
         _seed_everything(derive_seed(self.config.seed, "model"))
         return self.task.model().to(self.device).train()
 
+    def _reference_model(self) -> nn.Module:
+        with _other_random_states_kept():
+            return self._initial_model()
+
     def _build_engine(self) -> GuardedEngine:
         task, model = self.task, self._initial_model()
         groups = task.parameter_groups(model) if isinstance(task, HasParameterGroups) else None
@@ -247,7 +264,7 @@ class _Trial:
         engine = GuardedEngine(
             model,
             self.config.engine,
-            reference=self._initial_model,
+            reference=self._reference_model,
             parameter_groups=groups,
             init_gain_names=names,
         )
@@ -259,6 +276,7 @@ class _Trial:
             self.tally.baseline = finite_or_none(float(self.task.baseline()))
             return
         blind = run_blind(self._initial_model(), self.probe, self._probe_loss)
+        self.tally.has_measured_blind_run = True
         self.tally.blind_loss = blind.loss
         self.tally.blind_batch_losses = blind.batch_losses
 
@@ -316,9 +334,12 @@ class _Trial:
             return Outcome.PRUNED, "max_bad_steps"
         if self._has_diverged(record):
             return Outcome.DIVERGED, "the loss stays far above where it began"
-        if self.clock() >= self.deadline:
+        if self.clock() - self.started >= self.config.timeout_s and not self._is_done(record):
             return Outcome.TIMED_OUT, f"over {self.config.timeout_s:g} s at step {record.step}"
         return None
+
+    def _is_done(self, record: StepRecord) -> bool:
+        return record.step == self.config.num_planned_steps
 
     def _has_diverged(self, record: StepRecord) -> bool:
         if self.constants.delta is None:
@@ -372,9 +393,16 @@ class _Trial:
     def close(self, outcome: Outcome) -> None:
         """Measure what is measured last."""
         self.tally.are_parameters_finite = outcome is not Outcome.NONFINITE_PARAMETERS
-        if self.tally.are_parameters_finite:
-            self.tally.metrics_last = self._metrics()
         self._note_memory()
+        if not self.tally.are_parameters_finite:
+            return
+        try:
+            self.tally.metrics_last = self._metrics()
+        except Exception as error:
+            if outcome is Outcome.COMPLETED:
+                raise
+            # The configuration has been judged; what its broken model does to `metrics` is news.
+            self.tally.warnings.append(f"metrics failed after the trial was stopped: {error}")
 
 
 def sum_terms(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -397,6 +425,26 @@ def resident_memory_mib() -> float:
         return 0.0
     pages = int(status.read_text().split()[1])
     return pages * 4096 / _MIB
+
+
+def _outcome_of(error: BaseException) -> Outcome:
+    if is_out_of_memory(error):
+        return Outcome.OUT_OF_MEMORY
+    text = str(error)
+    if isinstance(error, RuntimeError) and any(word in text for word in _HARDWARE_ERRORS):
+        return Outcome.INFRASTRUCTURE
+    return Outcome.USER_ERROR
+
+
+@contextlib.contextmanager
+def _other_random_states_kept() -> Iterator[None]:
+    """Keep Python's and numpy's random state; the engine keeps torch's."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002 - the task's own, given back
 
 
 def _seed_everything(seed: int) -> None:
@@ -452,6 +500,7 @@ def _summary(  # noqa: PLR0913 - the parts of a summary
         baseline=tally.baseline,
         blind_loss=tally.blind_loss,
         blind_batch_losses=tally.blind_batch_losses,
+        has_measured_blind_run=tally.has_measured_blind_run,
         are_parameters_finite=tally.are_parameters_finite,
         first_bad_step=None if first_bad is None else first_bad.step,
         first_nonfinite_module=None if first_bad is None else first_bad.first_nonfinite_module,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from stability_search.blind import BlindRun
 from stability_search.engine import GuardedEngine
 from stability_search.records import Outcome, StepLabel, TrialSummary
 from stability_search.settings import (
@@ -249,3 +250,74 @@ def _held_out() -> list[tuple[torch.Tensor, torch.Tensor]]:
     from stability_search.tasks.loading import load_task
 
     return list(load_task(TINY, {}).probe())  # type: ignore[arg-type]
+
+
+def test_metrics_that_a_broken_model_breaks_do_not_hide_why_it_was_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from stability_search.tasks.loading import load_task
+
+    config = configure()
+    task = load_task(config.task, config.task_args)
+    monkeypatch.setattr(
+        type(task), "metrics", lambda _, model, batch: {"n": int(model(batch[0]).sum() * math.inf)}
+        if not model[3].weight.abs().max() < 1e30 else {"n": 0.0},
+    )  # fmt: skip
+    _, summary = run(config, faults=BreakWeights(1))
+    assert summary.outcome is Outcome.PRUNED
+    assert any("metrics failed" in warning for warning in summary.warnings)
+
+
+def test_a_blind_run_whose_loss_cannot_be_computed_is_only_missing() -> None:
+    constants = TrialConstants(probe_steps=(0, STEPS), measures_blind_run=True)
+    _, summary = run(configure(behaviour="needs_weights"), constants)
+    assert summary.outcome is Outcome.COMPLETED
+    assert summary.blind_loss is None
+    assert summary.has_measured_blind_run
+
+
+def test_the_blind_run_does_not_count_against_the_time_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+
+    def slow(*_: object) -> BlindRun:
+        nonlocal now
+        now += 1000
+        return BlindRun(loss=None, batch_losses=())
+
+    monkeypatch.setattr("stability_search.trial.run_blind", slow)
+    constants = TrialConstants(probe_steps=(0, STEPS), measures_blind_run=True)
+    _, summary = run(configure(timeout_s=10.0), constants, clock=lambda: now)
+    assert summary.outcome is Outcome.COMPLETED
+
+
+def test_asking_the_reference_leaves_python_s_and_numpy_s_random_state_alone() -> None:
+    import random
+
+    import numpy as np
+
+    drawn: list[tuple[float, float]] = []
+
+    class Draw(BreakWeights):
+        def before_step(self, step: int, engine: GuardedEngine, window: list[Any]) -> list[Any]:
+            drawn.append((random.random(), float(np.random.rand())))  # noqa: NPY002, S311
+            return super().before_step(step, engine, window)
+
+    run(configure(max_bad_steps=3, kill_rule=KillRule(false_kill=1e-9)), faults=Draw(4))
+    broken = list(drawn)
+    drawn.clear()
+    run(configure(), faults=Draw(10**9))
+    assert broken == drawn[: len(broken)]
+
+
+def test_a_broken_card_is_infrastructure_and_an_exit_is_the_user_s() -> None:
+    from stability_search.trial import _outcome_of
+
+    assert _outcome_of(RuntimeError("CUDA error: uncorrectable ECC error encountered")) is (
+        Outcome.INFRASTRUCTURE
+    )
+    assert _outcome_of(RuntimeError("CUDA error: device-side assert triggered")) is (
+        Outcome.USER_ERROR
+    )
+    assert _outcome_of(SystemExit(1)) is Outcome.USER_ERROR

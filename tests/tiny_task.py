@@ -17,7 +17,8 @@ class Tiny:
 
     `fine`, `raise`, `raise_nan` (an exception caused by a NaN), `kill` (the process dies),
     `hang`, `stop` (SIGSTOP), `nan_batch` (every 10th), `diverge` (a loss that only grows),
-    `out_of_memory`, `dirty` (leaves another default dtype behind), `end` (batches run out).
+    `needs_weights` (no loss where the weights are zero), `out_of_memory`, `dirty` (leaves
+    another backend flag behind), `end` (batches run out).
     """
 
     def __init__(self, behaviour: str = "fine", width: int = 16, at_step: int = 5) -> None:
@@ -60,6 +61,8 @@ class Tiny:
         output = model(inputs).float()
         if self.behaviour == "raise_nan" and not bool(torch.isfinite(output).all()):
             raise ValueError("the output is not finite")
+        if self.behaviour == "needs_weights" and not bool(output.std()):
+            raise ArithmeticError("every output is the same")
         loss = (output - targets).square().mean()
         if self.behaviour == "diverge" and model.training:
             return loss + 1e3 * self.num_fetched

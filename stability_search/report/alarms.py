@@ -29,18 +29,20 @@ def alarm_sentences(view: View) -> list[str]:
             "clipping acts as a hidden cut of the learning rate."
         )
     for name, limit, what in (
-        ("clamp_frac", alarms.clamp_frac, "attention outputs lay beyond the clamp"),
-        ("cap_frac", alarms.cap_frac, "attention logits lay beyond the cap"),
+        ("clamp_frac", alarms.clamp_frac, "outputs lay beyond the clamp: masked, not cured"),
+        ("cap_frac", alarms.cap_frac, "logits lay beyond the cap: training depends on it"),
     ):
         share = largest[name]
         if share is not None and share > limit:
-            found.append(f"{share:.1%} of its {what} (alarm at {limit:.1%}): masked, not cured.")
+            found.append(f"{share:.1%} of its attention {what} (alarm at {limit:.1%}).")
     logit = largest["attention_max"]
     if logit is not None and logit > alarms.attention_max:
-        how = "diverging" if logit > _DIVERGING_LOGIT else "to be watched"
+        how = "only the cap keeps them in range"
+        if largest["cap_frac"] is None:
+            how = "diverging" if logit > _DIVERGING_LOGIT else "to be watched"
         found.append(
-            f"Its attention logits reached {number(logit)} before any cap "
-            f"(alarm at {number(alarms.attention_max)}): {how}."
+            f"Its attention logits reached {number(logit)} (alarm at "
+            f"{number(alarms.attention_max)}): {how}."
         )
     norm = largest["grad_norm_max"]
     if norm is not None and norm > alarms.grad_norm:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stability_search import space as spaces
 from stability_search.files import write_whole
@@ -21,7 +21,6 @@ from stability_search.records import (
     VerdictKind,
 )
 from stability_search.search import run_directory
-from stability_search.search.confirm import Confirmation
 from stability_search.search.ledger import Ledger
 from stability_search.search.plan import StudyPlan
 from stability_search.search.run_directory import RunDirectory
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from stability_search.table import Tables
 
 EXIT_INTERRUPTED = 130
+_END = "end"  # fact of the ledger: how the study ended, and after how many rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,26 +59,38 @@ def render_run(path: Path) -> Study:
     """Write tables and report of a run again, from its ledger alone.
 
     Raises:
-        UsageError: No run directory, or its ledger is damaged.
+        UsageError: No run directory, another process writes to it, or its ledger is damaged.
     """
     directory = run_directory.open_run(path)
-    space = spaces.load(directory.space)
-    ledger = Ledger(directory.ledger)
-    rows = ledger.rows()
-    verdict = verdict_of(space, rows) or unfinished(
-        space, rows, path, exit_code=EXIT_INTERRUPTED, reason="It has not ended."
-    )
-    command = f"stability-search report {shlex.quote(str(path))}"
-    return write_all(space, directory, rows, verdict, command)
+    with run_directory.lock(directory):
+        ledger = Ledger(directory.ledger)
+        space = run_directory.space_of(directory, ledger.facts())
+        rows = ledger.rows()
+        verdict = known_verdict(ledger) or unfinished(
+            space, rows, path, exit_code=EXIT_INTERRUPTED, reason="It has not ended."
+        )
+        command = f"stability-search report {shlex.quote(str(path))}"
+        return write_all(space, directory, rows, verdict, command)
 
 
-def verdict_of(space: Space, rows: Sequence[TrialRow]) -> Verdict | None:
-    """Return the verdict of a finished study; None where trials are missing."""
-    plan = StudyPlan(space, device="cpu", num_slots=1, rows=rows)
-    if plan.stage is not Stage.CONFIRM:
+def keep_verdict(ledger: Ledger, verdict: Verdict) -> None:
+    """Write the verdict into the ledger: budgets that ended a study cannot be replayed."""
+    known: dict[str, Any] = {"verdict": verdict.to_json(), "num_rows": len(ledger.rows())}
+    ledger.put_facts({**ledger.facts(), _END: known})
+
+
+def forget_verdict(ledger: Ledger, facts: Mapping[str, Json]) -> None:
+    """Put facts that a verdict was not reached under."""
+    ledger.put_facts({key: value for key, value in facts.items() if key != _END})
+
+
+def known_verdict(ledger: Ledger) -> Verdict | None:
+    """Return the verdict a study ended with; None if it was killed or has gone on since."""
+    end = ledger.facts().get(_END)
+    if not isinstance(end, dict) or end["num_rows"] != len(ledger.rows()):
         return None
-    need = Confirmation(space).next_need(rows, can_afford=lambda _: True)
-    return need if isinstance(need, Verdict) else None
+    verdict: Any = end["verdict"]
+    return Verdict.from_json(verdict)
 
 
 def unfinished(
@@ -185,7 +197,8 @@ def _start_config_ids(space: Space, rows: Sequence[TrialRow]) -> tuple[str, ...]
 
 
 def _device_of(rows: Sequence[TrialRow]) -> str:
-    return next((row.summary.device for row in reversed(rows)), "cpu")
+    trained = (row.summary for row in reversed(rows) if row.summary.num_steps > 0)
+    return next((s.device for s in trained if s.outcome.is_result), "cpu")
 
 
 def _written_environment(directory: RunDirectory) -> Mapping[str, Json]:

@@ -83,7 +83,7 @@ class StudyPlan:
         self._measure = yardstick(self.rows, self.study.trial_steps)
         self._attempts: dict[str, int] = {}
         self._last: dict[str, Outcome] = {}
-        self._num_lost = 0
+        self._num_resumed = len(self.rows)
         self._need: tuple[int, Need | Verdict] | None = None
         self._confirm_began: tuple[int, Yardstick] | None = None
         for row in self.rows:
@@ -192,26 +192,30 @@ class StudyPlan:
             InfrastructureError: Too many attempts were lost.
         """
         summary = row.summary
-        if summary.error_type == UsageError.__name__:
+        if summary.error_type == UsageError.__name__ and row.stage is Stage.PILOT:
             raise UsageError(
                 summary.reason.removeprefix("UsageError: "),
                 hint="Where only some configurations can, give the setting a `when`.",
             )
-        first = self.rows[:EARLY_TRIALS]
-        kinds = {(r.summary.outcome, r.summary.error_type, r.summary.error_place) for r in first}
-        if len(first) == EARLY_TRIALS and len(kinds) == 1:
-            outcome, error_type, place = kinds.pop()
-            if outcome is Outcome.USER_ERROR and len(self.rows) == EARLY_TRIALS:
-                raise UserCodeError(
-                    f"the first {EARLY_TRIALS} trials all failed with {error_type} at {place}.\n"
-                    f"{summary.error_text.rstrip()}",
-                    hint="\nMend the task; configurations have nothing to do with it.",
-                )
-        if self._num_lost > max(MIN_LOST_ATTEMPTS, MAX_LOST_SHARE * len(self.rows)):
+        if not any(row.summary.outcome.is_result for row in self.rows):
+            self._refuse_identical_errors(summary)
+        new = self.rows[self._num_resumed :]
+        num_lost = sum(row.summary.outcome is Outcome.INFRASTRUCTURE for row in new)
+        is_lost = summary.outcome is Outcome.INFRASTRUCTURE
+        if is_lost and num_lost > max(MIN_LOST_ATTEMPTS, MAX_LOST_SHARE * len(new)):
             raise InfrastructureError(
-                f"{self._num_lost} of {len(self.rows)} attempts lost their worker "
-                f"(last: {summary.reason}).",
+                f"{num_lost} of {len(new)} attempts lost their worker (last: {summary.reason}).",
                 hint="Look into the run's log; `stability-search doctor` checks the machine.",
+            )
+
+    def _refuse_identical_errors(self, last: TrialSummary) -> None:
+        errors = [r for r in self.rows if r.summary.outcome is Outcome.USER_ERROR]
+        kinds = {(r.summary.error_type, r.summary.error_place) for r in errors[-EARLY_TRIALS:]}
+        if len(errors) >= EARLY_TRIALS and len(kinds) == 1:
+            raise UserCodeError(
+                f"the first {len(errors)} trials all failed with {last.error_type} at "
+                f"{last.error_place}.\n{last.error_text.rstrip()}",
+                hint="\nMend the task; configurations have nothing to do with it.",
             )
 
     # -- pilot -------------------------------------------------------------------------------
@@ -224,6 +228,14 @@ class StudyPlan:
         if not _STABILISERS & set(self.space.varying):
             return slots
         return slots + self._pilot_sweep(len(slots), with_stabilisers=True)
+
+    def _is_blind_run_missing(self) -> bool:
+        """Return True unless a pilot trial has measured it or is about to."""
+        asked = any(r.constants.measures_blind_run for r in self._in_flight.values())
+        return not asked and all(
+            row.summary.baseline is None and not row.summary.has_measured_blind_run
+            for row in self.rows
+        )
 
     def _pilot_sweep(self, first: int, *, with_stabilisers: bool) -> list[_Slot]:
         base = self.space.pilot_settings(with_stabilisers=with_stabilisers)
@@ -245,7 +257,8 @@ class StudyPlan:
             if not self._is_final(slot.trial_id) and slot.trial_id not in self._in_flight:
                 horizons = (self.study.trial_steps, self.study.confirm.steps)
                 constants = TrialConstants(
-                    probe_steps=probe_steps(*horizons), measures_blind_run=slot.index == 0
+                    probe_steps=probe_steps(*horizons),
+                    measures_blind_run=self._is_blind_run_missing(),
                 )
                 request = self._request(slot, constants, steps=max(horizons))
                 if slot.index > 0:
@@ -379,7 +392,6 @@ class StudyPlan:
     def _note(self, row: TrialRow) -> None:
         self._attempts[row.trial_id] = row.attempt
         self._last[row.trial_id] = row.summary.outcome
-        self._num_lost += row.summary.outcome is Outcome.INFRASTRUCTURE
 
     def _is_final(self, trial_id: str) -> bool:
         outcome = self._last.get(trial_id)

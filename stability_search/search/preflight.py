@@ -40,16 +40,17 @@ def preflight_configs(space: Space, *, device: Literal["cpu", "cuda"]) -> tuple[
         for value in parameter.choices
     ]
     demands = [
-        (parameter.name, parameter.largest_number() if value is None else value)
+        {name: allowed[0] for name, allowed in parameter.when.items()}
+        | {parameter.name: parameter.largest_number() if value is None else value}
         for parameter in space.parameters
         if parameter.name in _DEMANDING
         for value in _DEMANDING[parameter.name]
         if value is None or parameter.contains(value)
     ]
     settings = [
-        space.settings(_complete(space, {**model, name: value}))
+        space.settings(_complete(space, {**model, **demand}))
         for model in models
-        for name, value in demands
+        for demand in demands
     ]
     fixed = [space.settings(_complete(space, model)) for model in models]
     unique = {space.config_id(one): one for one in [*fixed, *settings]}

@@ -44,6 +44,13 @@ class TrialRequest:
     attempt: int = 1
     preflight: tuple[TrialConfig, ...] = ()
 
+    @property
+    def allowance(self) -> int:
+        """Factor on the time limit of a trial that also works for the whole study."""
+        return Order(
+            config=self.config, constants=self.constants, preflight=self.preflight
+        ).allowance
+
     def to_text(self) -> str:
         """Return what a worker needs as JSON text."""
         return json.dumps(
@@ -69,6 +76,11 @@ class Order:
     config: TrialConfig
     constants: TrialConstants
     preflight: tuple[TrialConfig, ...]
+
+    @property
+    def allowance(self) -> int:
+        """Factor on the time limit of a trial that also works for the whole study."""
+        return 1 + len(self.preflight) + self.constants.measures_blind_run
 
     @classmethod
     def from_text(cls, text: str) -> Self:

@@ -235,6 +235,34 @@ def study_facts(space: Space) -> dict[str, Json]:
     }
 
 
+def space_of(run: RunDirectory, facts: Mapping[str, Json]) -> "Space":
+    """Return the space a study began with, as its ledger keeps it.
+
+    Args:
+        run: The run directory.
+        facts: The facts its ledger keeps.
+
+    Raises:
+        UsageError: `space.yaml` was changed by hand since.
+    """
+    from stability_search import space as spaces
+
+    if run.space.read_text() != facts["space_text"]:
+        raise UsageError(
+            f"{run.space}: the space changed since the study began.\n"
+            f"{_text_difference(str(facts['space_text']), run.space.read_text(), run.space)}",
+            hint="Undo the change; budgets, confirm.top and confirm.seeds can be raised by --set.",
+        )
+    return spaces.load(run.space, folder=Path(str(facts["original_folder"])))
+
+
+def _text_difference(before: str, after: str, path: Path) -> str:
+    lines = difflib.unified_diff(
+        before.splitlines(), after.splitlines(), f"{path} in the ledger", str(path), lineterm=""
+    )
+    return "\n".join(list(lines)[:_MAX_DIFFERENCE_LINES])
+
+
 def facts_of_environment(run: RunDirectory) -> dict[str, Json] | None:
     """Return the facts as `environment.json` keeps them; None where it cannot be read."""
     try:

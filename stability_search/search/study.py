@@ -3,7 +3,7 @@
     run_study     make the run directory, run pilot, search and confirm, write the report
     resume_study  go on from the ledger
 
-The ledger is the only truth. Everything a trial was is on the disk before the plan hears of it.
+The ledger is the only truth: a trial is finished once its row is on the disk.
 """
 
 import shlex
@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from stability_search import space as spaces
-from stability_search.errors import InfrastructureError, StabilitySearchError, UsageError
+from stability_search.errors import (
+    InfrastructureError,
+    StabilitySearchError,
+    StoppedEarlyError,
+    UsageError,
+)
 from stability_search.events import Event, EventName
 from stability_search.files import write_whole
 from stability_search.records import (
@@ -24,9 +29,17 @@ from stability_search.records import (
     TrialRow,
     TrialSummary,
     Verdict,
+    VerdictKind,
 )
 from stability_search.search import run_directory
-from stability_search.search.closing import Study, unfinished, verdict_of, write_all
+from stability_search.search.closing import (
+    Study,
+    forget_verdict,
+    keep_verdict,
+    known_verdict,
+    unfinished,
+    write_all,
+)
 from stability_search.search.confirm import describe_cost
 from stability_search.search.driver import Cluster, drive, output_to
 from stability_search.search.ledger import DamagedLedgerError, Ledger
@@ -64,7 +77,8 @@ def run(
         space: A loaded space, or the path or name of a space file.
         output: Run directory to make; default `reports/<name>-<UTC time>`.
         address: Ray cluster to join; None starts one on this machine.
-        on_event: Hears what happens.
+        on_event: Hears what happens. While it is called, standard output and standard error
+            lead to the run's log; a listener that prints keeps a copy of them.
 
     Raises:
         UsageError: The space cannot be honoured.
@@ -98,7 +112,6 @@ def run_study(
     Raises:
         UsageError: The space, the model or the directory does not allow it.
     """
-    _refuse_what_is_not_there(space)
     path = output or run_directory.default_path(space.study.name, datetime.now(UTC))
     directory = run_directory.create(
         path,
@@ -139,9 +152,8 @@ def resume_study(
     with run_directory.lock(directory):
         ledger = _open_ledger(directory, on_event)
         facts = dict(ledger.facts())
-        folder = Path(str(facts["original_folder"]))
-        old = spaces.load(directory.space, folder=folder)
-        new = spaces.load(directory.space, overrides, folder=folder)
+        old = run_directory.space_of(directory, facts)
+        new = spaces.load(directory.space, overrides, folder=old.folder)
         differences = spaces.resume_difference(old, new)
         if differences:
             raise UsageError(
@@ -150,10 +162,12 @@ def resume_study(
                 hint="Start a new study with `run` for any other change.",
             )
         run_directory.refuse_changed_task(directory, facts)
-        if overrides:
+        if new.text != facts["space_text"]:
             write_whole(directory.space, new.text)
-            ledger.put_facts({**facts, "space_text": new.text})
-        study = _Running(new, directory, ledger, folder=folder, command=command, on_event=on_event)
+            forget_verdict(ledger, {**facts, "space_text": new.text})
+        study = _Running(
+            new, directory, ledger, folder=old.folder, command=command, on_event=on_event
+        )
         return study.run(address)
 
 
@@ -232,10 +246,13 @@ class _Running:
         """Run until there is a verdict or a reason to stop early."""
         try:
             verdict = self._run_trials(address)
+            keep_verdict(self._ledger, verdict)
         except StabilitySearchError as error:
             if error.exit_code not in _EXIT_ERRORS_WITH_REPORT:
                 raise
             verdict = self._stopped(error)
+            if not isinstance(error, StoppedEarlyError):  # a full disk takes no verdict either
+                keep_verdict(self._ledger, verdict)
         finally:
             self._ledger.close()
         if verdict.exit_code == _EXIT_TERMINATED:  # two seconds are left, the report takes one
@@ -253,9 +270,9 @@ class _Running:
         return study
 
     def _run_trials(self, address: str | None) -> Verdict:
-        known = verdict_of(self._space, self._ledger.rows())
-        if known is not None:  # a finished run, resumed: nothing is left to do
-            return known
+        known = known_verdict(self._ledger)
+        if known is not None and known.kind is not VerdictKind.INCOMPLETE:
+            return known  # a finished run, resumed: nothing is left to do
         trials, steps = planned_work(self._space)
         run_directory.require_free_space(self._directory, num_trials=trials, num_steps=steps)
         signals = Signals()
@@ -390,21 +407,6 @@ def parameters_of(space: Space, row: TrialRow) -> tuple[dict[str, Any], dict[str
     if row.stage is not Stage.SEARCH:
         return {}, {}
     return as_optuna(space, varying_values(space, row.settings))
-
-
-def _refuse_what_is_not_there(space: Space) -> None:
-    study = space.study
-    if study.control > 0:
-        raise UsageError(
-            f"prune.control: 0 must hold in this version, but got {study.control:g}.",
-            hint="Leave it out: every killed trial ends at its kill.",
-        )
-    if study.search.resources.accelerator is not None:
-        raise UsageError(
-            "search.resources.accelerator: choosing a GPU model is not possible in this version, "
-            f"but got {study.search.resources.accelerator!r}.",
-            hint="Leave it out, on machines with one model of GPU.",
-        )
 
 
 def _environment(space: Space, command: str, *, device: str) -> dict[str, Json]:

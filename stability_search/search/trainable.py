@@ -106,7 +106,8 @@ class TrialTrainable(tune.Trainable):
         if self._trial is None:
             order = self._order
             # Needs no GIL, and leaves every thread's stack in the log.
-            faulthandler.dump_traceback_later(order.config.timeout_s + WATCHDOG_GRACE_S, exit=True)
+            limit = order.config.timeout_s * order.allowance + WATCHDOG_GRACE_S
+            faulthandler.dump_traceback_later(limit, exit=True)
             self._trial = run_trial(
                 order.config, constants=order.constants, preflight=order.preflight
             )
@@ -134,17 +135,23 @@ def process_state() -> tuple[object, ...]:
     module_hooks = torch.nn.modules.module
     return (
         torch.get_default_dtype(),
+        torch.get_default_device(),
         torch.get_num_threads(),
         torch.is_grad_enabled(),
         torch.is_anomaly_enabled(),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.enabled,
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,
         torch.backends.mkldnn.enabled,
         len(module_hooks._global_forward_hooks),  # noqa: SLF001 - no public way to count
         len(module_hooks._global_forward_pre_hooks),  # noqa: SLF001 - as above
         len(module_hooks._global_backward_hooks),  # noqa: SLF001 - as above
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
+        torch.backends.cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
+        torch.backends.cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
         os.getcwd(),  # noqa: PTH109 - compared as text
         os.environ.get("OMP_NUM_THREADS"),
         _functions_of_torch(),
@@ -159,6 +166,7 @@ def _functions_of_torch() -> tuple[int, ...]:
     replaced: tuple[Callable[..., object], ...] = (
         functional.scaled_dot_product_attention,
         functional.softmax,
+        functional.layer_norm,
         torch.nn.Module.__call__,
         torch.Tensor.backward,
     )

@@ -37,6 +37,7 @@ class _Running:
     num_steps: int = 0
     has_ended: bool = False
     was_killed: bool = False
+    actor: Any = None
 
 
 class Leave(BaseException):
@@ -108,7 +109,7 @@ class Bridge(Callback):
         if self._signals.received is not None or self._problem is not None or is_over:
             raise Leave
         for running in self._running.values():
-            limit = running.request.config.timeout_s + DRIVER_GRACE_S
+            limit = _limit_s(running) + DRIVER_GRACE_S
             if running.started and not running.was_killed and _age_s(running) > limit:
                 self._kill(running)
 
@@ -117,6 +118,7 @@ class Bridge(Callback):
         running = self._running[trial.trial_id]
         running.started = time.monotonic()
         running.node = str(trial.node_ip or "")
+        running.actor = trial.temporary_state.ray_actor
         with self._keeping_problems():
             self._source.trial_started(running.request, running.node)
 
@@ -174,7 +176,7 @@ class Bridge(Callback):
             self._source.trial_ended(running.request, summary, running.steps, running.node)
 
     def _name_loss(self, running: _Running, trial: "Trial") -> tuple[Outcome, str]:
-        limit = running.request.config.timeout_s
+        limit = _limit_s(running)
         is_late = running.started and _age_s(running) >= limit + WATCHDOG_GRACE_S - _CLOCK_SLACK_S
         if running.was_killed or is_late:
             return Outcome.TIMED_OUT, f"over {limit:g} s; its process had to be killed"
@@ -185,10 +187,17 @@ class Bridge(Callback):
         return Outcome.INFRASTRUCTURE, (text[0] if text else "its worker died")[:300]
 
     def _kill(self, running: _Running) -> None:
+        """Kill the worker's process where it can be reached, else its actor through Ray."""
         running.was_killed = True
         if running.pid and running.node == os.uname().nodename:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(running.pid, signal.SIGKILL)
+        elif running.actor is not None:
+            ray.kill(running.actor)
+
+
+def _limit_s(running: _Running) -> float:
+    return running.request.config.timeout_s * running.request.allowance
 
 
 def _age_s(running: _Running) -> float:

@@ -125,8 +125,9 @@ class ResourcesBlock(Block):
     gpu: Annotated[
         Annotated[float, Field(ge=0)] | None, _AUTO, _auto_schema("number", minimum=0)
     ] = Field(default=None, description="GPUs; `auto` takes one where there is one, else none.")
-    accelerator: str | None = Field(
-        default=None, description="GPU model that trials must run on; null for any."
+    accelerator: None = Field(
+        default=None,
+        description="GPU model that trials must run on; only null, for any, in this version.",
     )
 
 
@@ -164,8 +165,8 @@ class PruneBlock(Block):
     control: float = Field(
         default=_DEFAULT.control,
         ge=0,
-        le=1,
-        description="Share of killed search trials that are let run on.",
+        le=0,
+        description="Share of killed search trials that are let run on; only 0 in this version.",
     )
 
 

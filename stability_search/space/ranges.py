@@ -5,7 +5,7 @@ from typing import cast
 
 from stability_search.records import Scalar
 from stability_search.settings import SETTING_NAMES
-from stability_search.space.parameter import KINDS, Parameter, ParameterKind, same_value
+from stability_search.space.parameter import KINDS, Parameter, ParameterKind
 from stability_search.space.setting_values import (
     MODULES_SETTING,
     checked,
@@ -80,6 +80,7 @@ def _choices(name: str, node: Node, problems: Problems) -> tuple[Scalar, ...]:
             node.place, ("space", name), "`choice` needs one value or more, but got none."
         )
     choices: list[Scalar] = []
+    seen: set[tuple[bool, Scalar]] = set()  # true is not 1, but 1 equals 1.0
     is_right = True
     for item in node.items:
         if item.kind != "scalar":
@@ -92,10 +93,11 @@ def _choices(name: str, node: Node, problems: Problems) -> tuple[Scalar, ...]:
                 problems.add(item.place, ("space", name), str(error))
                 is_right = False
                 continue
-        if any(same_value(value, other) for other in choices):
+        if (isinstance(value, bool), value) in seen:
             message = f"each choice may stand once, but got {item.shown()} twice. Remove one."
             problems.add(item.place, ("space", name), message)
             is_right = False
+        seen.add((isinstance(value, bool), value))
         choices.append(value)
     return tuple(choices) if is_right else ()
 

@@ -15,7 +15,7 @@ QUIET = AlarmSettings(
 )
 
 
-def said(alarms: AlarmSettings, **measured: float) -> list[str]:
+def said(alarms: AlarmSettings, **measured: float | None) -> list[str]:
     case: StudyCase = stable_study()
     rows = tuple(
         replace(row, summary=replace(row.summary, **measured))
@@ -31,15 +31,14 @@ def said(alarms: AlarmSettings, **measured: float) -> list[str]:
     ("name", "value", "limit", "words"),
     [
         ("clip_frac", 0.93, 0.5, "93% of its updates were clipped (alarm at 50%)"),
-        ("clamp_frac", 0.02, 0.01, "2.0% of its attention outputs lay beyond the clamp"),
-        ("cap_frac", 0.02, 0.01, "2.0% of its attention logits lay beyond the cap"),
+        ("clamp_frac", 0.02, 0.01, "2.0% of its attention outputs lay beyond the clamp: masked"),
+        ("cap_frac", 0.02, 0.01, "2.0% of its attention logits lay beyond the cap: training"),
         (
             "attention_max",
             500.0,
             100.0,
-            "reached 500 before any cap (alarm at 100): to be watched",
+            "reached 500 (alarm at 100): only the cap keeps",
         ),
-        ("attention_max", 5e5, 100.0, "diverging"),
         ("grad_norm_max", 80.0, 50.0, "reached 80 before clipping (alarm at 50)"),
     ],
 )
@@ -58,6 +57,13 @@ def test_an_indicator_beyond_its_threshold_is_told_and_one_below_is_not(
     assert len(sentences) == 1
     assert words in sentences[0]
     assert said(QUIET, **measured) == []
+
+
+@pytest.mark.parametrize(("logit", "words"), [(500.0, "to be watched"), (5e5, "diverging")])
+def test_large_logits_without_a_cap_say_how_bad_it_is(logit: float, words: str) -> None:
+    measured = {"attention_max": logit, "cap_frac": None}
+    [sentence] = said(replace(QUIET, attention_max=100.0), **measured)
+    assert sentence.endswith(f"{words}.")
 
 
 def test_a_study_without_a_headline_raises_no_alarm() -> None:

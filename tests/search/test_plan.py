@@ -342,3 +342,58 @@ def test_planned_work_bounds_what_a_study_takes(tmp_path: Path) -> None:
     rows = run_all(plan_of(space))
     assert len(rows) <= trials
     assert sum(row.summary.num_steps for row in rows) <= steps
+
+
+def test_lost_workers_of_an_earlier_run_do_not_end_a_resumed_one(tmp_path: Path) -> None:
+    space = load(tmp_path)
+    rows: list[TrialRow] = []
+    plan = plan_of(space)
+    for _ in range(6):
+        request = plan.next_trial()
+        assert request is not None
+        rows.append(plan.finish(request, lost(request), started_at="", node=""))
+    resumed = plan_of(space, tuple(rows))
+    run_all(resumed)
+    assert resumed.verdict is not None
+
+
+def test_a_resumed_study_whose_task_still_fails_is_the_user_s_code_again(tmp_path: Path) -> None:
+    path = write_space(tmp_path)
+    path.write_text(path.read_text() + "task_args: {behaviour: raise}\n")
+    space = spaces.load(path)
+    plan = plan_of(space)
+    with pytest.raises(UserCodeError, match="first 5 trials"):
+        run_all(plan, train)
+    with pytest.raises(UserCodeError, match="first 6 trials"):
+        run_all(plan_of(space, tuple(plan.rows)), train)
+
+
+def test_another_pilot_trial_measures_the_blind_run_where_the_first_could_not(
+    tmp_path: Path,
+) -> None:
+    plan = plan_of(load(tmp_path))
+    first, second = plan.next_trial(), plan.next_trial()
+    assert first is not None
+    assert second is not None
+    assert first.constants.measures_blind_run
+    assert not second.constants.measures_blind_run
+    failed = dataclasses.replace(lost(first), outcome=Outcome.OUT_OF_MEMORY)
+    plan.finish(first, failed, started_at="", node="")
+    third = plan.next_trial()
+    assert third is not None
+    assert third.constants.measures_blind_run
+
+
+def test_a_demand_under_a_when_is_tried_where_it_applies(tmp_path: Path) -> None:
+    path = write_space(
+        tmp_path,
+        text="task: {task}:Tiny\ntrial: {{steps: 20}}\nspace:\n"
+        "  learning_rate: {{loguniform: {{low: 1e-4, high: 1.0}}}}\n"
+        "  precision: {{choice: [fp32, fp16]}}\n"
+        "  attention_clamp: {{choice: [null, 5.0], when: {{precision: fp16}}}}\n"
+        "confirm: {{steps: 20}}\n",
+    )
+    first = plan_of(spaces.load(path)).next_trial()
+    assert first is not None
+    tried = {(c.engine.precision, c.engine.attention_clamp) for c in first.preflight}
+    assert tried == {("fp32", None), ("fp16", 5.0)}

@@ -1,5 +1,6 @@
 """Whole studies on a real Ray: faults, signals, kills and resumes."""
 
+import contextlib
 import json
 import os
 import re
@@ -81,6 +82,17 @@ def outcomes(run_directory: Path) -> dict[str, list[str]]:
     return found
 
 
+def count_rows(ledger: Path) -> int:
+    """Count committed trials while another process writes."""
+    if not ledger.exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
+        try:
+            return int(connection.execute("SELECT COUNT(*) FROM trials").fetchone()[0])
+        except sqlite3.OperationalError:  # not written yet, or being written
+            return 0
+
+
 def leftovers(session: int) -> list[str]:
     """Return the commands of processes that descend from a finished command."""
     listing = subprocess.run(
@@ -131,20 +143,21 @@ def test_the_same_seed_gives_the_same_rows_bit_for_bit(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(*frames, check_exact=True)
 
 
-@pytest.mark.parametrize("delay_s", [8.0, 10.0, 12.0])
-def test_a_killed_study_resumes_with_nothing_lost_and_nothing_run_twice(
-    tmp_path: Path, delay_s: float
+@pytest.mark.parametrize("num_written", [1, 12, 40])
+def test_a_study_killed_after_a_write_resumes_with_nothing_lost_and_nothing_run_twice(
+    tmp_path: Path, num_written: int
 ) -> None:
     space = write_space(tmp_path)
     words = ("--set", "search.trials=40", "--set", "search.max_concurrent=1")
     process = start(tmp_path, "run", "--space", str(space), "--output", "out", *words)
     ledger = tmp_path / "out" / "study.db"
-    started = time.monotonic()
-    while time.monotonic() < started + delay_s or not ledger.exists():
-        time.sleep(0.1)
+    while count_rows(ledger) < num_written:
+        assert process.poll() is None, "the study ended before it could be killed"
+        time.sleep(0.01)
     process.kill()
     process.communicate()
     before = Ledger(ledger).rows()
+    assert num_written <= len(before) < 47
     code, _, err = run(tmp_path, "resume", "out")
     assert code == 0, err
     after = Ledger(ledger).rows()
@@ -199,7 +212,7 @@ def test_a_task_that_fails_everywhere_is_exit_5_with_its_traceback_once(tmp_path
     space.write_text(space.read_text() + "task_args: {behaviour: raise}\n")
     code, _, err = run(tmp_path, "run", "--space", str(space), "--output", "out")
     assert code == 5
-    assert err.count("a bug of the user's") >= 1
+    assert err.count("Traceback (most recent call last)") == 1
     assert json.loads((tmp_path / "out" / "report.json").read_text())["verdict"] == "incomplete"
 
 
@@ -222,7 +235,7 @@ def test_a_signal_keeps_what_is_finished_and_prints_how_to_go_on(
     print(f"{signum.name}: gone after {took_s:.1f} s")
     assert process.returncode == code
     assert "resume out" in out
-    assert took_s < 2 * 5
+    assert took_s < 2 * 2  # the promise for SIGTERM, doubled for a busy machine
     assert leftovers(process.pid) == []
     assert len(Ledger(tmp_path / "out" / "study.db").rows()) >= 11
     if code == 143:  # no time for a report; it can be made later

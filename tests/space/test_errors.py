@@ -1,10 +1,12 @@
 """Every wrong file is answered with file, line and column, and all problems at once."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from stability_search.space import Space, SpaceError
+from stability_search.space import Space, SpaceError, load
 
 Load = Callable[..., Space]
 
@@ -642,3 +644,21 @@ def test_excerpts_are_short_and_inert(load_text: Load) -> None:
     source, caret = excerpt.split("\n")
     assert len(source) <= 108
     assert source[caret.index("^") :].startswith("low")
+
+
+@pytest.mark.parametrize(
+    ("block", "key"),
+    [
+        ("prune: {control: 0.05}", "prune.control"),
+        ("search: {resources: {accelerator: H100}}", "search.resources.accelerator"),
+    ],
+)
+def test_what_this_version_cannot_do_is_refused_with_its_place(
+    block: str, key: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.yaml").write_text(
+        "task: package.module:Class\nspace: {learning_rate: {uniform: {low: 0.1, high: 1}}}\n"
+        f"{block}\n"
+    )
+    with pytest.raises(SpaceError, match=rf"x\.yaml:3:\d+ +{re.escape(key)}: "):
+        load(tmp_path / "x.yaml")

@@ -57,8 +57,8 @@ def test_every_block_reaches_the_study(load_text: Load) -> None:
         "task: ./toy.py:Toy\nname: n\nseed: 7\nfixed: {learning_rate: 1}\n"
         "trial: {steps: 40, timeout_s: 9}\n"
         "search: {trials: 5, sampler: qmc, max_concurrent: 2, time_budget_s: 60,\n"
-        "  step_budget: 900, resources: {cpu: 0.5, gpu: 1, accelerator: H100}}\n"
-        "prune: {bad_rate: 0.1, false_kill: 0.02, control: 0.25}\n"
+        "  step_budget: 900, resources: {cpu: 0.5, gpu: 1, accelerator: null}}\n"
+        "prune: {bad_rate: 0.1, false_kill: 0.02, control: 0}\n"
         "confirm: {top: 1, seeds: 2, steps: 40, octaves: 0, min_margin: 0}\n"
         "report: {targets: {word_error_rate: 0.3, grad_norm: 5}}\n"
         "alarms: {epoch_steps: 10, on_alarm: end_run, grad_norm: 20}\n"
@@ -68,11 +68,11 @@ def test_every_block_reaches_the_study(load_text: Load) -> None:
     assert (study.search.max_concurrent, study.search.step_budget) == (2, 900)
     assert study.search.time_budget_s == 60.0
     resources = study.search.resources
-    assert (resources.cpu, resources.gpu, resources.accelerator) == (0.5, 1.0, "H100")
+    assert (resources.cpu, resources.gpu, resources.accelerator) == (0.5, 1.0, None)
     assert (study.kill_rule.bad_rate, study.kill_rule.false_kill, study.control) == (
         0.1,
         0.02,
-        0.25,
+        0.0,
     )
     assert dataclasses.astuple(study.confirm) == (1, 2, 40, 0, 0)
     assert study.targets == {"word_error_rate": 0.3, "grad_norm": 5.0}
@@ -320,14 +320,14 @@ def test_only_budgets_top_and_seeds_may_rise_on_resume(load_text: Load, valid: s
         valid,
         "search.step_budget=100",
         "trial.steps=60",
-        "prune.control=0.5",
+        "prune.bad_rate=0.5",
         "report.targets.loss=1",
         "fixed.batch_size=4",
         "space.dropout.uniform.high=0.4",
     )
     assert [one.partition(":")[0] for one in resume_difference(space, other)] == [
         "trial.steps",
-        "prune.control",
+        "prune.bad_rate",
         "fixed.batch_size",
         "space.dropout.high",
         "report.targets.loss",

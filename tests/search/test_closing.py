@@ -1,0 +1,101 @@
+"""What can be made again from a ledger, and what must not be believed."""
+
+from pathlib import Path
+
+import pytest
+
+from stability_search import space as spaces
+from stability_search.errors import UsageError
+from stability_search.records import VerdictKind
+from stability_search.search import run_directory
+from stability_search.search.closing import keep_verdict, known_verdict, render_run, write_all
+from stability_search.search.ledger import Ledger
+from stability_search.search.plan import StudyPlan
+from stability_search.search.study import parameters_of, resume_study
+from stability_search.space import Space
+from tests.search.inline_study import run_all, write_space
+
+
+def finished_run(folder: Path, *overrides: str) -> Path:
+    """Run a study without Ray, write it down as a study does, and return its directory."""
+    space = spaces.load(write_space(folder), overrides)
+    directory = run_directory.create(
+        folder / "out", space, facts=run_directory.study_facts(space), environment={}
+    )
+    ledger = Ledger.create(directory.ledger, run_directory.study_facts(space))
+    plan = StudyPlan(space, device="cpu", num_slots=1)
+    for row in run_all(plan):
+        ledger.add(row, *parameters_of(space, row))
+    assert plan.verdict is not None
+    keep_verdict(ledger, plan.verdict)
+    write_all(space, directory, ledger.rows(), plan.verdict, "test")
+    ledger.close()
+    return directory.path
+
+
+@pytest.mark.parametrize(
+    "overrides", [(), ("search.step_budget=900", "search.trials=40")], ids=["whole", "budget"]
+)
+def test_a_report_made_again_says_what_the_study_said(
+    tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    run = finished_run(tmp_path, *overrides)
+    before = known_verdict(Ledger(run / "study.db"))
+    assert before is not None
+    assert before.kind is VerdictKind.STABLE
+    best = (run / "best.yaml").read_text()
+    (run / "trials.parquet").unlink()
+    again = render_run(run)
+    assert again.verdict == before
+    assert (run / "best.yaml").read_text() == best
+    assert len(again.tables().trials) == len(Ledger(run / "study.db").rows())
+
+
+def test_a_study_killed_before_its_verdict_is_incomplete(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    ledger = Ledger(run / "study.db")
+    ledger.put_facts({k: v for k, v in ledger.facts().items() if k != "end"})
+    ledger.close()
+    assert render_run(run).verdict.kind is VerdictKind.INCOMPLETE
+
+
+def test_a_finished_study_resumed_is_finished_at_once(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    end = resume_study(run, (), address=None, command="test", on_event=lambda _: None)
+    assert end.verdict.kind is VerdictKind.STABLE
+
+
+def test_a_space_changed_by_hand_is_refused_with_the_difference(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    space = run / "space.yaml"
+    space.write_text(space.read_text().replace("batch_size: 8", "batch_size: 9"))
+    with pytest.raises(
+        UsageError, match=r"(?s)space changed.*-.*batch_size: 8.*\+.*batch_size: 9"
+    ):
+        resume_study(run, (), address=None, command="test", on_event=lambda _: None)
+    with pytest.raises(UsageError, match="space changed"):
+        render_run(run)
+
+
+def test_resume_refuses_more_than_a_larger_budget(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    with pytest.raises(UsageError, match=r"resume may only raise budgets.*trial\.steps"):
+        resume_study(
+            run, ("trial.steps=25",), address=None, command="test", on_event=lambda _: None
+        )
+
+
+def test_a_run_that_is_being_written_is_not_reported_on(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    with (
+        run_directory.lock(run_directory.open_run(run)),
+        pytest.raises(UsageError, match="locked run"),
+    ):
+        render_run(run)
+
+
+def test_the_space_of_a_run_knows_where_it_came_from(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    facts = Ledger(run / "study.db").facts()
+    space: Space = run_directory.space_of(run_directory.open_run(run), facts)
+    assert space.folder == tmp_path
