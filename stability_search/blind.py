@@ -75,24 +75,34 @@ def _descend(
     best = BlindRun(loss=None, batch_losses=())
     optimizer = torch.optim.Adam(free, lr=learning_rate) if free else None
     for _ in range(STEPS_PER_RATE + 1):
+        if optimizer is not None:
+            optimizer.zero_grad()
+        reading = _read(model, probe, probe_loss)
+        best = _lower(best, reading)
+        if optimizer is None or reading.loss is None or all(p.grad is None for p in free):
+            break
+        optimizer.step()
+    return best
+
+
+def _read(model: nn.Module, probe: Sequence[Any], probe_loss: ProbeLoss) -> BlindRun:
+    """Measure every batch and add up its gradients, one graph at a time."""
+    losses = []
+    for batch in probe:
         try:
-            losses = torch.stack([probe_loss(model, batch).reshape(()).float() for batch in probe])
+            loss = probe_loss(model, batch).reshape(()).float()
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception:  # noqa: BLE001 - a loss that zeroed weights break has no finite value
-            break
-        mean = losses.mean()
-        reading = BlindRun(
-            loss=finite_or_none(float(mean.detach())),
-            batch_losses=tuple(finite_or_none(x) for x in losses.detach().tolist()),
-        )
-        best = _lower(best, reading)
-        if optimizer is None or reading.loss is None or not mean.requires_grad:
-            break
-        optimizer.zero_grad()
-        mean.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return best
+            return BlindRun(loss=None, batch_losses=())
+        if loss.requires_grad:
+            (loss / len(probe)).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    values: list[float] = torch.stack(losses).tolist()
+    return BlindRun(
+        loss=finite_or_none(sum(values) / len(values)),
+        batch_losses=tuple(finite_or_none(value) for value in values),
+    )
 
 
 def _lower(first: BlindRun, second: BlindRun) -> BlindRun:

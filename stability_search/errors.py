@@ -29,7 +29,8 @@ class StabilitySearchError(Exception):
 
     def __str__(self) -> str:
         """Join message and hint into the printed line."""
-        return f"{self.message} {self.hint}".strip()
+        glue = "\n" if "\n" in self.message else " "  # a hint never continues a listing
+        return f"{self.message}{glue}{self.hint}".strip()
 
 
 class UsageError(StabilitySearchError):

@@ -6,7 +6,7 @@ read, so a new Delta changes them all alike. Explained in `stability_search/READ
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from stability_search.records import Json, Outcome, Stage, TrialRow, finite_or_none
@@ -249,6 +249,9 @@ def _standing(  # noqa: PLR0913 - one configuration among the study's trials, by
     ]
     rung_q = tuple(tuple(one.run.q for one in rung) or None for rung in rungs)
     score = stability_score([one.run.q for one in seeds], rung_q, octaves)
+    beyond = trials.at((family, _doubled(learning_rate, octaves + 1)), on_ladder)
+    if any(one.run.q < S_V1.alive_q for one in beyond):  # a higher base once broke there
+        score = replace(score, margin_is_capped=False)
     missed = _missed(seeds, len(asked), score, study)
     summaries = [one.row.summary for one in seeds]
     num_bad = sum(summary.num_bad_steps for summary in summaries)

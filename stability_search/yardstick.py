@@ -34,6 +34,10 @@ _REFIT_PARTS = 10  # a trial must beat the pilot by Delta_p over this to move E*
 _BLIND_FRAC = 0.9  # of the start, below which the task needs a `baseline()`
 _SIGNAL_FRAC = 1e-3  # of abs(E_0), below which Delta is no signal
 _SIGNAL_SIGMAS = 3.0
+_BLIND_RUN_MISSING = (
+    "Neither `baseline()` nor the blind run was measured: progress is measured from the untrained "
+    "model."
+)
 _NO_BLIND_RUN = (
     "The task has no `baseline()`, and a model that ignores its input gave no finite probe loss: "
     "progress is measured from the untrained model."
@@ -299,7 +303,8 @@ def _origin(pilot: Sequence[TrialRow]) -> _Origin:
             loss, batch_losses = min(found, key=lambda one: one[0])
             candidates.append((loss, source, batch_losses))
     losses = {source: loss for loss, source, _ in candidates}
-    warnings = _origin_warnings(losses) if summaries else ()
+    has_tried = any(summary.has_measured_blind_run for summary in summaries)
+    warnings = _origin_warnings(losses, has_tried_blind=has_tried) if summaries else ()
     if not candidates:
         return _Origin(None, "", (), warnings)
     e0, source, batch_losses = min(candidates, key=lambda one: one[0])  # of equals the first
@@ -327,12 +332,14 @@ def _batch_losses(summary: TrialSummary, position: int) -> Sequence[float | None
     return rows[position] if position < len(rows) else ()
 
 
-def _origin_warnings(losses: Mapping[BaselineSource, float]) -> tuple[str, ...]:
+def _origin_warnings(
+    losses: Mapping[BaselineSource, float], *, has_tried_blind: bool
+) -> tuple[str, ...]:
     blind, start = losses.get("blind"), losses.get("start")
     if "baseline" in losses:
         return ()
     if blind is None:
-        return (_NO_BLIND_RUN,)
+        return (_NO_BLIND_RUN if has_tried_blind else _BLIND_RUN_MISSING,)
     if start is not None and blind < _BLIND_FRAC * start:
         return (_ASK_FOR_BASELINE.format(blind=blind, start=start),)
     return ()

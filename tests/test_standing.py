@@ -310,3 +310,10 @@ def test_ten_times_the_rows_take_about_ten_times_as_long() -> None:
         return min(taken)
 
     assert seconds(big_study(300)) < 35 * seconds(big_study(30))
+
+
+def test_a_margin_is_not_called_at_least_where_a_higher_rung_broke() -> None:
+    rungs = [r for k in (1, 2) for r in rung(k, [1.0, 1.0])]
+    assert stand([*GOOD[:5], *rungs]).score.margin_is_capped
+    broken = stand([*GOOD[:5], *rungs, *rung(3, [3.9, 3.9])])
+    assert (broken.score.margin_octaves, broken.score.margin_is_capped) == (2, False)

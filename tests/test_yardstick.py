@@ -219,8 +219,13 @@ def test_a_start_that_ignoring_the_input_beats_asks_for_a_baseline(
 
 
 def test_a_blind_run_that_gave_nothing_is_warned_of() -> None:
-    (warning,) = yardstick([pilot(1.0)], T).warnings
+    (warning,) = yardstick([pilot(1.0, has_measured_blind_run=True)], T).warnings
     assert "ignores its input gave no finite probe loss" in warning
+
+
+def test_a_blind_run_that_was_never_made_is_not_said_to_have_failed() -> None:
+    (warning,) = yardstick([pilot(1.0)], T).warnings
+    assert "Neither `baseline()` nor the blind run was measured" in warning
 
 
 # ------------------------------------------------------------------------------------- E*

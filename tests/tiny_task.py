@@ -22,6 +22,7 @@ class Tiny:
     """
 
     def __init__(self, behaviour: str = "fine", width: int = 16, at_step: int = 5) -> None:
+        print("a word of the task's")
         self.behaviour = behaviour
         self.width = width
         self.at_step = at_step

@@ -23,7 +23,7 @@ from stability_search.cli.outlets import (
     kept_stderr,
     message_sink,
 )
-from stability_search.errors import StabilitySearchError, StoppedEarlyError
+from stability_search.errors import StabilitySearchError, StoppedEarlyError, UserCodeError
 from stability_search.events import Event
 from stability_search.records import VerdictKind
 
@@ -310,6 +310,8 @@ def _closing_lines(end: "Study") -> list[str]:
             lines.append(f"next: stability-search run --space {best}  # checks the choice again")
         case VerdictKind.NONE:
             lines.append("next: widen what the report names, then run again")
+        case VerdictKind.INCOMPLETE if end.verdict.exit_code == UserCodeError.exit_code:
+            lines.append("next: mend the task, then run again with another --output")
         case VerdictKind.INCOMPLETE:
             lines.append(f"next: stability-search resume {quoted}")
     return lines

@@ -136,7 +136,9 @@ def _node_quarantined(event: Event) -> str:
 
 
 def _message(event: Event) -> str:
-    level, text = event.text("level"), inert(event.text("text"))
+    # A traceback stays readable; set in, its lines cannot be taken for events.
+    level = event.text("level")
+    text = inert(event.text("text"), keeps_lines=True).replace("\n", "\n    ")
     return text if level in {"", "info"} else f"{inert(level)}: {text}"
 
 

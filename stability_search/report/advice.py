@@ -144,6 +144,12 @@ def warnings(view: View) -> tuple[str, ...]:
     for horizon in sorted(view.report.yardsticks):
         found += view.report.yardsticks[horizon].warnings
     found += alarm_sentences(view)
+    if view.results and not any(row["num_judged_steps"] for row in view.results):
+        num_data = sum(row["num_data_steps"] or 0 for row in view.results)
+        found.append(
+            f"All {num_data:,} steps were labelled `data`: the training loss is not finite even "
+            "with the initial model in fp32. Look at the data and at the task's loss."
+        )
     found += _precision_warnings(view)
     search = view.study.search
     if search.sampler == "tpe" and search.max_concurrent != 1 and view.in_stage("search"):

@@ -149,7 +149,7 @@ def choice_text(view: View) -> str:
             rule = "the choice has the larger margin, then the higher score, then the lower rate"
             return f"Tied with {count(others, 'other')}: {why}; {rule}."
         case ChoiceReason.ONLY:
-            return "It is the only configuration that met the bar."
+            return "Of the candidates confirmed on every seed, only this one met the bar."
 
 
 def outcome_counts(rows: Iterable[Row]) -> list[tuple[str, int]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stability_search import space as spaces
+from stability_search.errors import UserCodeError
 from stability_search.files import write_whole
 from stability_search.records import (
     Json,
@@ -105,10 +106,14 @@ def unfinished(
         exit_code: Exit code of the command that stopped.
         reason: Why it stopped, a sentence.
     """
+    if exit_code == UserCodeError.exit_code:
+        how = "Mend the task and start a new study with `run`"
+        return Verdict(kind=VerdictKind.INCOMPLETE, exit_code=exit_code, reason=f"{reason} {how}.")
     plan = StudyPlan(space, device="cpu", num_slots=1, rows=rows)
     done = sum(row.stage is Stage.SEARCH and row.summary.outcome.is_result for row in rows)
-    planned = plan.num_planned(Stage.SEARCH) if space.has_space else 0
-    where = f"{done} of {planned} search trials and the {plan.stage.value} stage reached"
+    where = f"It had reached the {plan.stage.value} stage"
+    if space.has_space:
+        where += f" with {done} of {plan.num_planned(Stage.SEARCH)} search trials"
     return Verdict(
         kind=VerdictKind.INCOMPLETE,
         exit_code=exit_code,

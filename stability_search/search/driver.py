@@ -21,9 +21,12 @@ REPORT_S = 1.0  # a trial reports its progress about so often
 MAX_REPORTS_PER_S = 25.0  # of the whole study
 OBJECT_STORE_BYTES = 128 * 2**20  # step records are small, and containers have little of it
 
+_FOLDER_PREFIX = "stability-"  # followed by the driver's process id
+
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DEDUP_LOGS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -52,6 +55,24 @@ def output_to(log: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def remove_stale_folders() -> None:
+    """Remove what drivers left behind that were killed and could not do it themselves."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
+        if pid.isdigit() and not _is_running(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 class Cluster:
     """A Ray to run trials on: one of our own on this machine, or one that is there already.
 
@@ -61,7 +82,9 @@ class Cluster:
 
     def __init__(self, address: str | None) -> None:
         self._address = address
-        self._folder = Path(tempfile.mkdtemp(prefix="stability-"))
+        remove_stale_folders()
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
+        self._environment_before: dict[str, str | None] = {}
 
     def __enter__(self) -> Self:
         """Start or join it.
@@ -69,10 +92,11 @@ class Cluster:
         Raises:
             InfrastructureError: Ray does not start or does not answer.
         """
+        self._environment_before = {name: os.environ.get(name) for name in _ENVIRONMENT}
         os.environ.update(_ENVIRONMENT)
         import ray
 
-        kwargs: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        kwargs: dict[str, Any] = {"log_to_driver": True, "logging_level": "error"}
         if self._address is None:
             kwargs |= {
                 "address": "local",
@@ -86,7 +110,7 @@ class Cluster:
         try:
             ray.init(**kwargs)
         except Exception as error:
-            self._remove_folder()
+            self.remove_folder()
             where = self._address or "this machine"
             raise InfrastructureError(
                 f"ray: it did not start on {where}: {error}",
@@ -99,9 +123,15 @@ class Cluster:
         import ray
 
         ray.shutdown()
-        self._remove_folder()
+        for name, value in self._environment_before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self.remove_folder()
 
-    def _remove_folder(self) -> None:
+    def remove_folder(self) -> None:
+        """Remove Ray's files; nothing in them is needed again."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property

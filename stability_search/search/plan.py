@@ -30,7 +30,7 @@ from stability_search.search.preflight import preflight_configs
 from stability_search.search.request import MAX_ATTEMPTS, TrialRequest
 from stability_search.search.sampler import Sampler, Told, told, varying_values
 from stability_search.seeding import derive_seed
-from stability_search.settings import TrialConstants
+from stability_search.settings import SETTING_NAMES, TrialConstants
 from stability_search.space import Space
 from stability_search.standing import score_trial
 from stability_search.yardstick import Yardstick, is_finite_run, probe_steps, yardstick
@@ -137,10 +137,6 @@ class StudyPlan:
         Returns:
             The row for the ledger, with what the sampler was told.
 
-        Raises:
-            UsageError: The model cannot honour a setting.
-            UserCodeError: The task failed in the same way in every early trial.
-            InfrastructureError: Too many attempts were lost.
         """
         self._in_flight.pop(request.trial_id, None)
         row = TrialRow(
@@ -183,20 +179,27 @@ class StudyPlan:
         """Return True if the trial of a row is going to be attempted again."""
         return row.summary.outcome is Outcome.INFRASTRUCTURE and row.attempt < MAX_ATTEMPTS
 
+    def refuse_settings(self, row: TrialRow) -> None:
+        """Stop the study where the first trials show that it cannot be run at all.
+
+        Raises:
+            UsageError: The task cannot be built, or its model cannot honour a setting.
+        """
+        if row.summary.error_type != UsageError.__name__ or row.stage is not Stage.PILOT:
+            return
+        message = row.summary.reason.removeprefix("UsageError: ")
+        is_setting = message.partition(":")[0] in SETTING_NAMES
+        hint = "Where only some configurations can, give the setting a `when`."
+        raise UsageError(message, hint=hint if is_setting else "")
+
     def refuse_to_go_on(self, row: TrialRow) -> None:
         """Stop the study where what failed is not a configuration.
 
         Raises:
-            UsageError: The model cannot honour a setting.
             UserCodeError: The task failed in the same way in every early trial.
             InfrastructureError: Too many attempts were lost.
         """
         summary = row.summary
-        if summary.error_type == UsageError.__name__ and row.stage is Stage.PILOT:
-            raise UsageError(
-                summary.reason.removeprefix("UsageError: "),
-                hint="Where only some configurations can, give the setting a `when`.",
-            )
         if not any(row.summary.outcome.is_result for row in self.rows):
             self._refuse_identical_errors(summary)
         new = self.rows[self._num_resumed :]

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Protocol
 
@@ -47,11 +47,19 @@ class TrialSource(Protocol):
         ...
 
 
+def _nothing() -> None:
+    return
+
+
 class Signals:
-    """Turns SIGINT and SIGTERM into `Interrupted`, at a point where nothing is half done."""
+    """Turns SIGINT and SIGTERM into `Interrupted`, at a point where nothing is half done.
+
+    A second SIGINT ends the process at once, after `last_words`.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.last_words: Callable[[], None] = _nothing
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
@@ -68,6 +76,7 @@ class Signals:
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         if self.received is not None and signum == signal.SIGINT:
+            self.last_words()
             os._exit(128 + signum)  # asked twice: at once
         self.received = signum
 

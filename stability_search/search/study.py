@@ -158,7 +158,7 @@ def resume_study(
         if differences:
             raise UsageError(
                 f"{path}: resume may only raise budgets, confirm.top and confirm.seeds, but: "
-                f"{'; '.join(differences)}.",
+                f"{' '.join(differences)}",
                 hint="Start a new study with `run` for any other change.",
             )
         run_directory.refuse_changed_task(directory, facts)
@@ -280,6 +280,7 @@ class _Running:
         try:
             with output_to(self._directory.log), Cluster(address) as cluster:
                 signals.install()  # Ray has taken SIGTERM
+                signals.last_words = lambda: self._leave_at_once(cluster)
                 machine = choose_machine(self._space, cluster.resources())
                 self._begin(machine)
                 signals.check()
@@ -295,6 +296,12 @@ class _Running:
         if self._plan.verdict is None:
             raise InfrastructureError("ray: it ended before the study did; see run.log.")
         return self._plan.verdict
+
+    def _leave_at_once(self, cluster: Cluster) -> None:
+        run = shlex.quote(str(self._directory.path))
+        text = f"Interrupted twice; go on with `stability-search resume {run}`."
+        self._tell(EventName.MESSAGE, level="warning", text=text)
+        cluster.remove_folder()
 
     def _begin(self, machine: Machine) -> None:
         self._plan = StudyPlan(
@@ -340,7 +347,7 @@ class _Running:
             EventName.TRIAL_STARTED,
             trial_id=request.trial_id,
             stage=request.stage.value,
-            settings=dict(request.settings),
+            settings=self._shown(request.settings),
         )
 
     def trial_progressed(self, request: TrialRequest, progress: Mapping[str, Any]) -> None:
@@ -358,6 +365,7 @@ class _Running:
         """Write down how a trial ended: its steps, then the ledger, then the news."""
         started = self._started.pop(request.trial_id, _Started(at=_now(), node=node))
         row = self._plan.finish(request, summary, started_at=started.at, node=node or started.node)
+        self._plan.refuse_settings(row)  # nobody's trial: it leaves no row
         blob = encode_steps(()) if steps is None else steps
         write_steps(self._directory.step_file(row.trial_id, row.attempt), blob, row)
         self._ledger.add(row, *parameters_of(self._space, row))
@@ -377,7 +385,7 @@ class _Running:
             num_steps=summary.num_steps,
             num_planned_steps=summary.num_planned_steps,
             wall_s=summary.wall_s,
-            settings=dict(row.settings),
+            settings=self._shown(row.settings),
         )
         if self._plan.will_retry(row):
             self._tell(
@@ -387,6 +395,11 @@ class _Running:
                 reason=summary.reason,
             )
 
+    def _shown(self, settings: Mapping[str, Json]) -> dict[str, Json]:
+        """Return what tells one trial from another: the settings that vary."""
+        names = self._space.varying or tuple(settings)
+        return {name: settings[name] for name in names}
+
     def _stopped(self, error: StabilitySearchError) -> Verdict:
         level = "info" if isinstance(error, Interrupted) else "error"
         self._tell(EventName.MESSAGE, level=level, text=str(error))
@@ -395,7 +408,7 @@ class _Running:
             self._ledger.rows(),
             self._directory.path,
             exit_code=error.exit_code,
-            reason=f"{str(error).splitlines()[0].rstrip('.')}.",
+            reason=_sentence(str(error).splitlines()[0]),
         )
 
     def _tell(self, name: EventName, **fields: Json) -> None:
@@ -407,6 +420,10 @@ def parameters_of(space: Space, row: TrialRow) -> tuple[dict[str, Any], dict[str
     if row.stage is not Stage.SEARCH:
         return {}, {}
     return as_optuna(space, varying_values(space, row.settings))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.:')}."
 
 
 def _environment(space: Space, command: str, *, device: str) -> dict[str, Json]:

@@ -105,4 +105,5 @@ def run_all(
             return plan.rows
         request = running.pop(shuffle.randrange(len(running)))
         row = plan.finish(request, runner(request), started_at="", node="here")
+        plan.refuse_settings(row)
         plan.refuse_to_go_on(row)

@@ -122,6 +122,7 @@ def test_a_study_runs_to_a_verdict_and_leaves_whole_files_and_no_process(tmp_pat
     steps = {path.stem for path in (directory / "steps").iterdir()}
     assert steps == set(tables.trials["trial_id"])
     assert leftovers(process.pid) == []
+    assert "a word of the task's" in (directory / "run.log").read_text()
     with sqlite3.connect(directory / "study.db") as ledger:
         states = {state for (state,) in ledger.execute("SELECT DISTINCT state FROM trials")}
     assert "RUNNING" not in states
@@ -210,9 +211,11 @@ def test_every_end_of_a_trial_has_its_name_and_the_search_goes_on(
 def test_a_task_that_fails_everywhere_is_exit_5_with_its_traceback_once(tmp_path: Path) -> None:
     space = write_space(tmp_path)
     space.write_text(space.read_text() + "task_args: {behaviour: raise}\n")
-    code, _, err = run(tmp_path, "run", "--space", str(space), "--output", "out")
+    code, out, err = run(tmp_path, "run", "--space", str(space), "--output", "out")
     assert code == 5
     assert err.count("Traceback (most recent call last)") == 1
+    assert "\\n" not in err
+    assert "resume" not in out
     assert json.loads((tmp_path / "out" / "report.json").read_text())["verdict"] == "incomplete"
 
 
