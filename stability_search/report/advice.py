@@ -144,6 +144,13 @@ def warnings(view: View) -> tuple[str, ...]:
     for horizon in sorted(view.report.yardsticks):
         found += view.report.yardsticks[horizon].warnings
     found += alarm_sentences(view)
+    if _has_schedule(view) and view.study.trial_steps != view.study.confirm.steps:
+        found.append(
+            "The schedule depends on the length of a trial, and the pilot ran to "
+            f"{max(view.study.trial_steps, view.study.confirm.steps):,} steps: what counts as "
+            f"progress over {view.study.trial_steps:,} was read half-way through it. With equal "
+            "trial.steps and confirm.steps it is exact."
+        )
     if view.results and not any(row["num_judged_steps"] for row in view.results):
         num_data = sum(row["num_data_steps"] or 0 for row in view.results)
         found.append(
@@ -164,6 +171,10 @@ def warnings(view: View) -> tuple[str, ...]:
             "own: see the table of trials."
         )
     return tuple(dict.fromkeys(plain(view.private(text)) for text in found))
+
+
+def _has_schedule(view: View) -> bool:
+    return any(view.setting(row, "schedule") not in {None, "constant"} for row in view.trials)
 
 
 def _precision_warnings(view: View) -> list[str]:

@@ -1,0 +1,40 @@
+"""Warnings beside the verdict that the tables alone give."""
+
+from dataclasses import replace
+
+import pytest
+
+from stability_search.report.advice import warnings
+from stability_search.report.context import View
+from tests.report.study_reports import report_of
+from tests.study_rows import stable_study
+
+
+def test_a_study_whose_every_step_is_the_batch_s_fault_says_so() -> None:
+    case = stable_study()
+    rows = tuple(
+        replace(
+            row,
+            summary=replace(
+                row.summary, num_judged_steps=0, num_bad_steps=0, num_data_steps=2,
+                judged_losses=(), judged_steps=(), bad_steps=(),
+            ),
+        )
+        for row in case.rows
+    )  # fmt: skip
+    said = warnings(View(report_of(replace(case, rows=rows))))
+    assert any("steps were labelled `data`" in one for one in said)
+    assert not any("labelled `data`" in one for one in warnings(View(report_of(case))))
+
+
+@pytest.mark.parametrize(("steps", "is_said"), [(400, False), (200, True)])
+def test_a_schedule_over_two_horizons_is_warned_of(steps: int, *, is_said: bool) -> None:
+    case = stable_study()
+    rows = tuple(replace(row, settings={**row.settings, "clip_norm": 1.0}) for row in case.rows)
+    study = replace(case.study, trial_steps=200, confirm=replace(case.study.confirm, steps=400))
+    report = report_of(replace(case, rows=rows, study=study))
+    trials = report.tables.trials.assign(schedule="cosine")
+    study = replace(study, trial_steps=steps)
+    scheduled = replace(report, study=study, tables=replace(report.tables, trials=trials))
+    assert any("schedule depends" in one for one in warnings(View(scheduled))) is is_said
+    assert not any("schedule depends" in one for one in warnings(View(report)))
