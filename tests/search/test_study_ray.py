@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,7 @@ import pytest
 
 from stability_search import read_run
 from stability_search.search.ledger import Ledger
+from stability_search.step_files import read_steps
 from tests.search.inline_study import write_space
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -142,6 +144,13 @@ def test_the_same_seed_gives_the_same_rows_bit_for_bit(tmp_path: Path) -> None:
         assert code == 0, err
         frames.append(read_run(tmp_path / name).trials.drop(columns=TIMINGS))
     pd.testing.assert_frame_equal(*frames, check_exact=True)
+    for path in sorted((tmp_path / "first" / "steps").iterdir()):
+        first, second = (
+            [replace(record, step_s=0.0) for record in read_steps(steps / path.name)]
+            for steps in (path.parent, tmp_path / "second" / "steps")
+        )
+        assert first == second
+        assert first
 
 
 @pytest.mark.parametrize("num_written", [1, 12, 40])
