@@ -15,11 +15,10 @@ code) is told apart, with its traceback as text.
 
 import contextlib
 import random
-import statistics
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +40,7 @@ from stability_search.records import (
 )
 from stability_search.seeding import derive_seed
 from stability_search.settings import TrialConfig, TrialConstants
+from stability_search.tally import Tally, mean_or_none, summarise
 from stability_search.tasks.base import (
     HasBaseline,
     HasInitGainParameters,
@@ -95,59 +95,6 @@ class NoFaults:
         return window
 
 
-@dataclass(kw_only=True, slots=True)
-class _Tally:
-    """What a trial has shown so far."""
-
-    num_steps: int = 0
-    labels: dict[StepLabel, int] = field(default_factory=lambda: dict.fromkeys(StepLabel, 0))
-    judged_losses: list[float | None] = field(default_factory=list)
-    judged_steps: list[int] = field(default_factory=list)
-    bad_steps: list[int] = field(default_factory=list)
-    first_bad: StepRecord | None = None
-    grad_norms: list[float] = field(default_factory=list)
-    num_applied: int = 0
-    num_clipped: int = 0
-    attention_maxima: list[float] = field(default_factory=list)
-    clamp_fracs: list[float] = field(default_factory=list)
-    cap_fracs: list[float] = field(default_factory=list)
-    final_scale: float | None = None
-    probe_steps: list[int] = field(default_factory=list)
-    probe_batch_losses: list[tuple[float | None, ...]] = field(default_factory=list)
-    metrics_first: Mapping[str, float | None] = field(default_factory=dict)
-    metrics_last: Mapping[str, float | None] = field(default_factory=dict)
-    baseline: float | None = None
-    blind_loss: float | None = None
-    blind_batch_losses: tuple[float | None, ...] = ()
-    has_measured_blind_run: bool = False
-    are_parameters_finite: bool = True
-    evidence: float = 1.0
-    warnings: list[str] = field(default_factory=list)
-    train_s: float = 0.0
-    peak_memory_mib: float = 0.0
-
-    def add(self, record: StepRecord) -> None:
-        self.num_steps = record.step
-        self.labels[record.label] += 1
-        if record.label.is_judged:
-            self.judged_losses.append(record.loss)
-            self.judged_steps.append(record.step)
-        if record.label is StepLabel.BAD:
-            self.bad_steps.append(record.step)
-            self.first_bad = self.first_bad or record
-        self.num_applied += record.is_applied
-        self.num_clipped += record.clipped
-        self.final_scale = record.scale
-        for kept, value in (
-            (self.grad_norms, record.grad_norm),
-            (self.attention_maxima, record.attention_max),
-            (self.clamp_fracs, record.clamp_frac),
-            (self.cap_fracs, record.cap_frac),
-        ):
-            if value is not None:
-                kept.append(value)
-
-
 def run_trial(
     config: TrialConfig,
     *,
@@ -173,7 +120,7 @@ def run_trial(
         How the trial ended. Never raises on a numerical failure or on an error of the task.
     """
     started = clock()
-    tally = _Tally()
+    tally = Tally()
     try:
         for planned in preflight:
             check_settings(planned)
@@ -190,8 +137,14 @@ def run_trial(
         error = (type(caught).__name__, _place(caught), _traceback_text(caught))
         if outcome is Outcome.OUT_OF_MEMORY:
             error = ("", "", "")
-    return _summary(
-        config, tally, outcome=outcome, reason=reason, error=error, wall_s=clock() - started
+    return summarise(
+        tally,
+        config,
+        outcome=outcome,
+        reason=reason,
+        error=error,
+        wall_s=clock() - started,
+        device=_device_name(config.device),
     )
 
 
@@ -204,7 +157,7 @@ def check_settings(config: TrialConfig) -> None:
     trial = _Trial(
         config,
         TrialConstants(probe_steps=(0,)),
-        _Tally(),
+        Tally(),
         clock=time.perf_counter,
         started=time.perf_counter(),
         faults=NoFaults(),
@@ -220,7 +173,7 @@ class _Trial:
         self,
         config: TrialConfig,
         constants: TrialConstants,
-        tally: _Tally,
+        tally: Tally,
         *,
         clock: Clock,
         started: float,
@@ -410,14 +363,6 @@ def sum_terms(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack([term.reshape(()).float() for term in terms.values()]).sum()
 
 
-def mean_or_none(values: Sequence[float | None]) -> float | None:
-    """Return the mean; None if there is no value or one of them is not finite."""
-    finite = [value for value in values if value is not None]
-    if not values or len(finite) < len(values):
-        return None
-    return finite_or_none(sum(finite) / len(finite))
-
-
 def resident_memory_mib() -> float:
     """Return the resident memory of this process in MiB; 0 where it cannot be read."""
     status = Path("/proc/self/statm")
@@ -465,63 +410,6 @@ def _place(error: BaseException) -> str:
 
 def _traceback_text(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))[-8000:]
-
-
-def _summary(  # noqa: PLR0913 - the parts of a summary
-    config: TrialConfig,
-    tally: _Tally,
-    *,
-    outcome: Outcome,
-    reason: str,
-    error: tuple[str, str, str],
-    wall_s: float,
-) -> TrialSummary:
-    labels, first_bad = tally.labels, tally.first_bad
-    clip_frac = None
-    if config.engine.clip_norm is not None and tally.num_applied:
-        clip_frac = tally.num_clipped / tally.num_applied
-    return TrialSummary(
-        outcome=outcome,
-        reason=reason,
-        num_planned_steps=config.num_planned_steps,
-        num_steps=tally.num_steps,
-        num_judged_steps=len(tally.judged_losses),
-        num_bad_steps=labels[StepLabel.BAD],
-        num_calibration_steps=labels[StepLabel.CALIBRATION],
-        num_data_steps=labels[StepLabel.DATA],
-        judged_losses=tuple(tally.judged_losses),
-        judged_steps=tuple(tally.judged_steps),
-        bad_steps=tuple(tally.bad_steps),
-        probe_steps=tuple(tally.probe_steps),
-        probe_losses=tuple(mean_or_none(row) for row in tally.probe_batch_losses),
-        probe_batch_losses=tuple(tally.probe_batch_losses),
-        metrics_first=tally.metrics_first,
-        metrics_last=tally.metrics_last,
-        baseline=tally.baseline,
-        blind_loss=tally.blind_loss,
-        blind_batch_losses=tally.blind_batch_losses,
-        has_measured_blind_run=tally.has_measured_blind_run,
-        are_parameters_finite=tally.are_parameters_finite,
-        first_bad_step=None if first_bad is None else first_bad.step,
-        first_nonfinite_module=None if first_bad is None else first_bad.first_nonfinite_module,
-        first_nonfinite_phase=None if first_bad is None else first_bad.first_nonfinite_phase,
-        evidence=tally.evidence,
-        final_scale=tally.final_scale,
-        grad_norm_median=statistics.median(tally.grad_norms) if tally.grad_norms else None,
-        grad_norm_max=max(tally.grad_norms, default=None),
-        clip_frac=clip_frac,
-        attention_max=max(tally.attention_maxima, default=None),
-        clamp_frac=statistics.fmean(tally.clamp_fracs) if tally.clamp_fracs else None,
-        cap_frac=statistics.fmean(tally.cap_fracs) if tally.cap_fracs else None,
-        warnings=tuple(tally.warnings),
-        error_type=error[0],
-        error_place=error[1],
-        error_text=error[2],
-        peak_memory_mib=tally.peak_memory_mib,
-        train_s=tally.train_s,
-        wall_s=wall_s,
-        device=_device_name(config.device),
-    )
 
 
 def _device_name(device: str) -> str:

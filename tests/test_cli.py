@@ -318,7 +318,10 @@ def test_help_names_the_commands_and_no_others(capfd: pytest.CaptureFixture[str]
         ),
         (
             "one.yaml",
-            "one.yaml: ok. one configuration, 2 fixed; 1 ladder of 400 steps on 1 seed",
+            (
+                "one.yaml: ok. 1 configuration, 2 fixed; no search, "
+                "then 1 ladder of 400 steps on 1 seed"
+            ),
         ),
     ],
 )

@@ -15,7 +15,6 @@ import typer
 
 from stability_search import __version__
 from stability_search.cli.inert import inert
-from stability_search.cli.lines import counted
 from stability_search.cli.outlets import (
     Outlet,
     choose_outlet,
@@ -29,7 +28,6 @@ from stability_search.records import VerdictKind
 
 if TYPE_CHECKING:
     from stability_search.search.closing import Study
-    from stability_search.space import Space
 
 Work = Callable[[], int]
 
@@ -212,7 +210,7 @@ def _validate(*, space: SpaceOption, overrides: SetOption = None) -> Work:
     def work() -> int:
         from stability_search import space as spaces
 
-        _print(*_validated_lines(spaces.load(space, overrides or ())))
+        _print(inert(spaces.describe(spaces.load(space, overrides or ()))))
         return 0
 
     return work
@@ -314,30 +312,6 @@ def _closing_lines(end: "Study") -> list[str]:
             lines.append("next: mend the task, then run again with another --output")
         case VerdictKind.INCOMPLETE:
             lines.append(f"next: stability-search resume {quoted}")
-    return lines
-
-
-def _validated_lines(space: "Space") -> list[str]:
-    """Return what a valid space file asks for."""
-    study = space.study
-    num_conditional = sum(1 for parameter in space.parameters if parameter.when)
-    conditional = f" ({num_conditional} conditional)" if num_conditional else ""
-    confirm = study.confirm
-    if space.has_space:
-        verb = "setting varies" if len(space.parameters) == 1 else "settings vary"
-        num_ladders = confirm.top + bool(space.start_with)
-        plan = (
-            f"{len(space.parameters)} {verb}{conditional}, {len(space.fixed)} fixed; "
-            f"{counted(study.search.trials, 'trial')} of {study.trial_steps} steps, "
-            f"then up to {counted(num_ladders, 'ladder')}"
-        )
-    else:
-        plan = f"one configuration, {len(space.fixed)} fixed; 1 ladder"
-    seeds = counted(confirm.seeds, "seed")
-    lines = [f"{inert(_short(space.path))}: ok. {plan} of {confirm.steps} steps on {seeds}"]
-    if space.unchecked:
-        names = ", ".join(inert(name) for name in space.unchecked)
-        lines.append(f"not checked: {names} (`run` asks the task itself)")
     return lines
 
 

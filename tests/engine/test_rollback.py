@@ -72,6 +72,9 @@ def test_random_state_comes_back_to_the_window_or_to_a_micro_batch() -> None:
 
 
 def test_a_model_without_buffers_has_nothing_to_undo() -> None:
-    rollback = Rollback(nn.Linear(1, 1), CPU)
+    model = nn.Linear(1, 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rollback = Rollback(model, CPU)
     rollback.mark()
     rollback.restore_buffers()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

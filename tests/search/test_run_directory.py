@@ -188,6 +188,7 @@ class TestChangedTask:
         self, run: RunDirectory, space: Space
     ) -> None:
         facts = study_facts(space)
+        assert facts["task_sha256"], "there must be something to compare with"
         refuse_changed_task(run, facts)
         shutil.rmtree(space.folder)
         refuse_changed_task(run, facts)
