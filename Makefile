@@ -1,6 +1,6 @@
 # make run    set up, then search the smallest space and write its report
 # make check  format, lint, types, imports, unit tests
-# make test   make check, then the suites that start Ray, a cluster of it, and a browser
+# make test   make check, then the suites that plant faults, start Ray or a cluster, or browse
 #
 # The first call sets up .venv; later calls find its stamp files and start at once.
 
@@ -39,6 +39,7 @@ check: $(VENV)/.ready
 	$(call suite,unit tests,$(PYTEST))
 
 test: check
+	$(call suite,fault,$(PYTEST) -m 'fault and not (ray or cluster or gpu or slow)' --timeout 120,marker)
 	$(call suite,ray,$(PYTEST) -m 'ray and not (cluster or gpu or slow)' --timeout 180,marker)
 	$(call suite,cluster,$(PYTEST) -m 'cluster and not (gpu or slow)' --timeout 180,marker)
 	$(call suite,browser,$(PYTEST) -m 'browser and not slow' --timeout 120,marker)

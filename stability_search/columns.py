@@ -84,7 +84,12 @@ num_data_steps | Int64 | steps | Steps whose batch was at fault.
 first_bad_step | Int64 | step | First `bad` step, from 1; null if there was none.
 first_nonfinite_module | string | | Module that first turned finite values non-finite at the
     first bad step.
-first_nonfinite_phase | string | | `forward`, `loss` or `backward`, of the first bad step.
+first_nonfinite_phase | string | | `forward`, `loss`, `backward` or `update`, of the first bad
+    step.
+last_finite_max | Float64 | | Largest absolute value that went into that module, or came back to it
+    as a gradient, while all was finite.
+is_first_bad_transient | boolean | | True if the first bad step's fault did not show again on the
+    same inputs; null where nobody looked.
 evidence | Float64 | >= 0 | E_t of the kill rule after the last judged step; kills at
     1/`prune.false_kill`.
 final_scale | Float64 | | Loss scale at the end; null without loss scaling.
@@ -94,6 +99,13 @@ clip_frac | Float64 | [0, 1] | Share of applied updates that were clipped; null 
 attention_max | Float64 | logit | Largest attention logit seen, before cap and mask.
 clamp_frac | Float64 | [0, 1] | Share of attention outputs outside the clamp, before it acted.
 cap_frac | Float64 | [0, 1] | Share of attention logits beyond the cap, before it acted.
+update_ratio | Float64 | >= 0 | Median RMS of an update over RMS of its weights; typical 1e-3.
+zero_grad_frac | Float64 | [0, 1] | Mean share of exact zeros in the gradients of weight matrices.
+grad_rms_over_eps | Float64 | >= 0 | Median over steps of the smallest RMS of a weight matrix's
+    gradient, after clipping, over Adam's `eps`.
+overflow_rate | Float64 | [0, 1] | Gradient overflows per step after the loss scale was found;
+    null without loss scaling or before it was.
+alarms | string | | Which alarms rose and how often, for example `grad_norm 3, stale_epochs 1`.
 are_parameters_finite | boolean | | False if a parameter ended NaN or infinite.
 told_value | Float64 | [0, 1] | What the sampler was told; null outside search or where told as
     failed.

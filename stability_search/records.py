@@ -15,6 +15,8 @@ from typing import Any, Self, TypeAlias
 Scalar: TypeAlias = str | int | float | bool | None
 Json: TypeAlias = "Scalar | list[Json] | dict[str, Json]"
 
+PROOF_STEPS = 20  # `ok` steps since the last rise after which a loss scale counts as known to work
+
 
 def finite_or_none(value: float | None) -> float | None:
     """Return the number, or None where it is missing, NaN or infinite."""
@@ -120,7 +122,16 @@ class StepRecord(_Record):
         cap_frac: Share of attention logits beyond the cap, before it acted; None if off.
         batch_index: Index in the trial's stream of the first offending micro-batch; None if none.
         first_nonfinite_module: Module that first turned finite values non-finite; None if none.
-        first_nonfinite_phase: `forward`, `loss` or `backward`; None if none.
+        first_nonfinite_phase: `forward`, `loss`, `backward` or `update`; None if none.
+        last_finite_max: Largest absolute value that went into that module or loss, or came back
+            to it as a gradient, while all was finite; None if there is no such place.
+        is_transient: True if the fault did not show again on the same inputs, weights and random
+            state; None where nobody looked.
+        update_ratio: RMS of the update over RMS of the weights, of the weight matrices looked at
+            in this step (an eighth of them in turn); None if none was, or nothing was applied.
+        zero_grad_frac: Share of exact zeros in the gradients of the same matrices; None likewise.
+        grad_rms_over_eps: Smallest RMS of a weight matrix's gradient after clipping, over Adam's
+            `eps`; None with sgd, or if nothing was applied.
         loss_terms: Named terms of the loss, mean over the micro-batches; empty if unnamed.
         evidence: E_t of the kill rule after this step; None before it was judged.
         step_s: Wall-clock seconds the step took.
@@ -143,6 +154,11 @@ class StepRecord(_Record):
     batch_index: int | None = None
     first_nonfinite_module: str | None = None
     first_nonfinite_phase: str | None = None
+    last_finite_max: float | None = None
+    is_transient: bool | None = None
+    update_ratio: float | None = None
+    zero_grad_frac: float | None = None
+    grad_rms_over_eps: float | None = None
     loss_terms: Mapping[str, float | None] = field(default_factory=dict)
     evidence: float | None = None
     step_s: float = 0.0
@@ -184,6 +200,9 @@ class TrialSummary(_Record):
         first_bad_step: First `bad` step; None if there was none.
         first_nonfinite_module: See `StepRecord`, of the first bad step.
         first_nonfinite_phase: See `StepRecord`, of the first bad step.
+        last_finite_max: See `StepRecord`, of the first bad step.
+        is_first_bad_transient: True if the fault of the first bad step did not show again on the
+            same inputs; None if there was none or nobody looked.
         evidence: E_t after the last judged step.
         final_scale: Loss scale at the end; None without loss scaling.
         grad_norm_median: Median finite gradient norm before clipping; None if there was none.
@@ -192,6 +211,13 @@ class TrialSummary(_Record):
         attention_max: Largest attention logit seen; None if not seen.
         clamp_frac: Mean share of attention outputs outside the clamp; None if off.
         cap_frac: Mean share of attention logits beyond the cap; None if off.
+        update_ratio: Median RMS of an update over RMS of its weights; None if not measured.
+        zero_grad_frac: Mean share of exact zeros in weight gradients; None if not measured.
+        grad_rms_over_eps: Median over steps of the smallest RMS of a weight matrix's gradient
+            over Adam's `eps`; None if not measured.
+        overflow_rate: Gradient overflows per step after the loss scale was found; None without
+            loss scaling or before it was.
+        alarms: How often each alarm rose, by its name; see `alarms.py`.
         warnings: What a reader of the result must know, one sentence each.
         error_type: Exception type of a `user_error` or `infrastructure` end; empty otherwise.
         error_place: `file:line` that raised it; empty otherwise.
@@ -226,6 +252,8 @@ class TrialSummary(_Record):
     first_bad_step: int | None = None
     first_nonfinite_module: str | None = None
     first_nonfinite_phase: str | None = None
+    last_finite_max: float | None = None
+    is_first_bad_transient: bool | None = None
     evidence: float = 1.0
     final_scale: float | None = None
     grad_norm_median: float | None = None
@@ -234,6 +262,11 @@ class TrialSummary(_Record):
     attention_max: float | None = None
     clamp_frac: float | None = None
     cap_frac: float | None = None
+    update_ratio: float | None = None
+    zero_grad_frac: float | None = None
+    grad_rms_over_eps: float | None = None
+    overflow_rate: float | None = None
+    alarms: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     error_type: str = ""
     error_place: str = ""

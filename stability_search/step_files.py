@@ -36,6 +36,7 @@ _COLUMN_TYPES: dict[str, pa.DataType] = {
     "batch_index": pa.int64(),
     "first_nonfinite_module": pa.string(),
     "first_nonfinite_phase": pa.string(),
+    "is_transient": pa.bool_(),
     "loss_terms": pa.string(),  # JSON: the names differ from task to task
 }
 _READ_ERRORS = (OSError, ValueError, TypeError, pa.ArrowException)

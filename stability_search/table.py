@@ -269,6 +269,7 @@ def _trial_values(
         "probe_first": probes[0] if probes else None,
         "probe_last": probe_levels(probes)[-1] if len(probes) > 0 else None,
         "warnings": " ".join(summary.warnings),
+        "alarms": ", ".join(f"{name} {count}" for name, count in summary.alarms.items()),
     }
     factors = ("calm", "smooth", "kept", "progress", "num_spikes")
     computed |= {name: None if score is None else getattr(score, name) for name in factors}

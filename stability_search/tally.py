@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stability_search.records import (
+    PROOF_STEPS,
     Outcome,
     StepLabel,
     StepRecord,
@@ -30,7 +31,14 @@ class Tally:
     attention_maxima: list[float] = field(default_factory=list)
     clamp_fracs: list[float] = field(default_factory=list)
     cap_fracs: list[float] = field(default_factory=list)
+    update_ratios: list[float] = field(default_factory=list)
+    zero_grad_fracs: list[float] = field(default_factory=list)
+    grad_rms_over_eps: list[float] = field(default_factory=list)
     final_scale: float | None = None
+    num_ok_steps_in_scale: int = 0
+    num_overflows_after_found: int = 0
+    num_steps_after_found: int = 0
+    alarms: dict[str, int] = field(default_factory=dict)
     probe_steps: list[int] = field(default_factory=list)
     probe_batch_losses: list[tuple[float | None, ...]] = field(default_factory=list)
     metrics_first: Mapping[str, float | None] = field(default_factory=dict)
@@ -63,9 +71,27 @@ class Tally:
             (self.attention_maxima, record.attention_max),
             (self.clamp_fracs, record.clamp_frac),
             (self.cap_fracs, record.cap_frac),
+            (self.update_ratios, record.update_ratio),
+            (self.zero_grad_fracs, record.zero_grad_frac),
+            (self.grad_rms_over_eps, record.grad_rms_over_eps),
         ):
             if value is not None:
                 kept.append(value)
+        if record.scale is not None:
+            self._count_overflows(record)
+
+    def _count_overflows(self, record: StepRecord) -> None:
+        if self.num_ok_steps_in_scale >= PROOF_STEPS:
+            self.num_steps_after_found += 1
+            self.num_overflows_after_found += not record.is_grad_finite
+        self.num_ok_steps_in_scale += record.label is StepLabel.OK
+
+    @property
+    def overflow_rate(self) -> float | None:
+        """Gradient overflows per step once the loss scale was found; None before."""
+        if not self.num_steps_after_found:
+            return None
+        return self.num_overflows_after_found / self.num_steps_after_found
 
 
 def summarise(  # noqa: PLR0913 - the parts of a summary
@@ -118,6 +144,8 @@ def summarise(  # noqa: PLR0913 - the parts of a summary
         first_bad_step=None if first_bad is None else first_bad.step,
         first_nonfinite_module=None if first_bad is None else first_bad.first_nonfinite_module,
         first_nonfinite_phase=None if first_bad is None else first_bad.first_nonfinite_phase,
+        last_finite_max=None if first_bad is None else first_bad.last_finite_max,
+        is_first_bad_transient=None if first_bad is None else first_bad.is_transient,
         evidence=tally.evidence,
         final_scale=tally.final_scale,
         grad_norm_median=statistics.median(tally.grad_norms) if tally.grad_norms else None,
@@ -126,6 +154,13 @@ def summarise(  # noqa: PLR0913 - the parts of a summary
         attention_max=max(tally.attention_maxima, default=None),
         clamp_frac=statistics.fmean(tally.clamp_fracs) if tally.clamp_fracs else None,
         cap_frac=statistics.fmean(tally.cap_fracs) if tally.cap_fracs else None,
+        update_ratio=statistics.median(tally.update_ratios) if tally.update_ratios else None,
+        zero_grad_frac=statistics.fmean(tally.zero_grad_fracs) if tally.zero_grad_fracs else None,
+        grad_rms_over_eps=(
+            statistics.median(tally.grad_rms_over_eps) if tally.grad_rms_over_eps else None
+        ),
+        overflow_rate=tally.overflow_rate,
+        alarms=dict(tally.alarms),
         warnings=tuple(tally.warnings),
         error_type=error[0],
         error_place=error[1],

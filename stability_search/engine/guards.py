@@ -5,9 +5,7 @@ Plain Python on purpose: a verdict about a step can be read and tested without a
 
 from dataclasses import dataclass
 
-from stability_search.records import StepLabel
-
-PROOF_STEPS = 20  # `ok` steps since the last rise after which a loss scale counts as proven
+from stability_search.records import PROOF_STEPS, StepLabel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

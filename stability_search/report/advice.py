@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from math import log2
 from typing import Any
 
-from stability_search.records import Outcome
+from stability_search.records import PROOF_STEPS, Outcome
 from stability_search.report.alarms import alarm_sentences
 from stability_search.report.context import Row, View
 from stability_search.report.wording import count, number, plain, setting_value
 
 _MIN_GROUP = 3  # trials a group needs before its share means anything
 _MIN_CONTRAST = 0.2
-_PROOF_STEPS = 20  # ok steps after which a loss scale counts as proven
 _MAX_GROUPS = 8
 
 
@@ -194,9 +193,9 @@ def _precision_warnings(view: View) -> list[str]:
             f"growth_interval ({min(intervals):,}) lies beyond the trials ({horizon:,} steps): "
             "no growth of the loss scale was tested."
         )
-    if any(0 < interval < _PROOF_STEPS for interval in intervals):
+    if any(0 < interval < PROOF_STEPS for interval in intervals):
         found.append(
-            f"growth_interval is below {_PROOF_STEPS} in some trials: no loss scale was ever "
+            f"growth_interval is below {PROOF_STEPS} in some trials: no loss scale was ever "
             "proven there, so overflows counted as calibration."
         )
     return found

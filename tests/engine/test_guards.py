@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from stability_search.engine.guards import PROOF_STEPS, ScaleProof, StepFacts, label_step
-from stability_search.records import StepLabel
+from stability_search.engine.guards import ScaleProof, StepFacts, label_step
+from stability_search.records import PROOF_STEPS, StepLabel
 
 FINE = StepFacts(
     state_fault="",
