@@ -16,17 +16,24 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
+from stability_search.engine.half_weights import HALF
 from stability_search.engine.multihead import (
     additive,
     check_can_write_out,
     multihead_forward,
     zero_where_all_masked,
 )
+from stability_search.engine.observer import Observer
 from stability_search.engine.overrides import Forward, ForwardOverrides
+from stability_search.engine.reach import ReachWatch
 from stability_search.errors import UsageError
 from stability_search.settings import EngineSettings
 
-_HALF = {torch.float16, torch.bfloat16}
+_WAYS_TO_CAP = (
+    'Load a Hugging Face model with attn_implementation="sdpa"; elsewhere call '
+    "torch.nn.functional.scaled_dot_product_attention by that name, or "
+    "stability_search.cap_logits on the logits before the mask; or leave the cap out."
+)
 
 # The guard that `cap_logits` speaks to, the innermost last. Of the process, not of a thread:
 # autograd recomputes checkpointed blocks in threads of its own.
@@ -60,20 +67,27 @@ class AttentionGuard:
     Args:
         model: The model; its attention modules are changed until `detach`.
         settings: `attention_*` settings.
+        observer: Reads what the attention shows.
 
     Raises:
         UsageError: A clamp or fp32 attention is asked for and no attention module is found, or
-            the cap meets an attention module it cannot compute.
+            the cap meets an attention module it cannot compute. The first forward pass that is
+            recorded raises it too: for attention that the cap did not reach, and for attention
+            modules that did not run.
     """
 
-    def __init__(self, model: nn.Module, settings: EngineSettings) -> None:
+    def __init__(self, model: nn.Module, settings: EngineSettings, observer: Observer) -> None:
+        self._observer = observer
         self._clamp = settings.attention_clamp
         self._cap = settings.attention_logit_cap
         self._fp32 = settings.attention_precision == "fp32"
+        self._model = model
+        self._patterns = settings.attention_modules
         self._modules = _attention_modules(model, settings)
         self._device_type = next(model.parameters()).device.type
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._overrides = ForwardOverrides()
+        self._must_check_reach = self._cap is not None or self._clamp is not None or self._fp32
+        self._ran: set[nn.Module] = set()
         self._is_recording = False
         self._saw_first = False
         self._depth = 0
@@ -89,7 +103,7 @@ class AttentionGuard:
         for module in self._modules:
             if self._cap is not None and isinstance(module, nn.MultiheadAttention):
                 check_can_write_out(module)
-            halves = {p.dtype for p in module.parameters()} & _HALF
+            halves = {p.dtype for p in module.parameters()} & HALF
             if self._fp32 and halves:
                 raise UsageError(
                     "attention_precision: fp32 needs fp32 attention weights, but frozen ones of "
@@ -98,34 +112,27 @@ class AttentionGuard:
                 )
 
     def _attach(self) -> None:
+        # Partials, not closures: a copied model must not compute with the weights of this one.
         for module in self._modules:
             if self._cap is not None and isinstance(module, nn.MultiheadAttention):
                 self._overrides.replace(module, functools.partial(self._capped, module))
-            else:
-                self._overrides.replace(module, self._watched)
             if self._fp32:
                 self._overrides.replace(
                     module, functools.partial(functools.partial, _run_in_fp32, self._device_type)
                 )
-            if self._clamp is not None:
-                self._hooks.append(module.register_forward_hook(self._clamp_output))
+            self._overrides.replace(
+                module, functools.partial(functools.partial, self._watched, module)
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Stay one guard where a model is copied: the copy is capped as the model is."""
         return self
 
     def _capped(self, module: nn.MultiheadAttention, _: Forward) -> Forward:
-        # Partials, not closures: a copied model must not compute with the weights of this one.
         return functools.partial(multihead_forward, module, self.attention_weights)
-
-    def _watched(self, forward: Forward) -> Forward:
-        return functools.partial(self._note_depth, forward)
 
     def detach(self) -> None:
         """Give the model its own attention back."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
         self._overrides.undo()
 
     # -- reach -------------------------------------------------------------------------------
@@ -133,9 +140,9 @@ class AttentionGuard:
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:
         """Reach fused attention and `cap_logits` within this context."""
-        fused = functools.partial(self._fused_attention, _plain(F.scaled_dot_product_attention))
-        softmax = functools.partial(self._watched_softmax, _plain(F.softmax))
-        with _replaced(self, fused, softmax), _no_fast_path(applies=self._cap is not None):
+        fused = _in_place_of(F.scaled_dot_product_attention, self._fused_attention)
+        softmax = _in_place_of(F.softmax, self._watched_softmax)
+        with _replaced(self, fused, softmax), _no_fast_path():
             yield
 
     @contextlib.contextmanager
@@ -146,54 +153,132 @@ class AttentionGuard:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Keep what one forward pass shows."""
+        """Keep what one forward pass shows; the first must show that the settings act.
+
+        Raises:
+            UsageError: They do not, on all attention they are for.
+        """
         for kept in (self.logit_maxima, self.output_maxima, self.clamp_fracs, self.cap_fracs):
             kept.clear()
         self._is_recording, self._saw_first = True, False
         try:
-            yield
+            with self._checking_reach() if self._must_check_reach else contextlib.nullcontext():
+                yield
         finally:
             self._is_recording = False
+
+    @contextlib.contextmanager
+    def _checking_reach(self) -> Iterator[None]:
+        self._ran.clear()
+        watch = ReachWatch(
+            _plain(F.scaled_dot_product_attention),
+            count_capped=lambda: self.num_capped_calls,
+            is_watching=lambda: _acting[-1] is self,
+            inside=self._modules if self._patterns else (),
+        )
+        with contextlib.ExitStack() as watching:
+            if self._cap is not None:
+                # A compiled model would be compiled around the watch, to be compiled again.
+                watching.enter_context(torch.compiler.set_stance("force_eager"))
+                watching.enter_context(watch)
+            yield
+        if self._cap is not None:
+            self._require_cap_acted(watch, self._cap)
+        if self._clamp is not None or self._fp32:
+            self._require_modules_ran()
+        self._must_check_reach = False
+
+    def _require_cap_acted(self, watch: ReachWatch, cap: float) -> None:
+        ways = "nn.MultiheadAttention, scaled_dot_product_attention or cap_logits"
+        if watch.missed is not None:
+            module, what = watch.missed
+            raise UsageError(
+                f"attention_logit_cap: all attention must go through {ways} for a cap of {cap:g} "
+                f"to act, but {self._name(module)} {what}.",
+                hint=f"{_WAYS_TO_CAP} To cap a part on purpose, name it in attention_modules.",
+            )
+        if self.num_capped_calls == 0:
+            raise UsageError(
+                f"attention_logit_cap: a cap of {cap:g} needs attention to act on, but no "
+                f"attention of the model went through {ways}.",
+                hint=_WAYS_TO_CAP,
+            )
+
+    def _require_modules_ran(self) -> None:
+        setting = "attention_precision" if self._clamp is None else "attention_clamp"
+        named = {m: name for name, m in self._model.named_modules() if m in set(self._modules)}
+        for pattern in self._patterns or ("*",):
+            meant = {m: n for m, n in named.items() if fnmatch.fnmatchcase(n, pattern)}
+            if not self._ran.intersection(meant):
+                raise UsageError(
+                    f"{setting}: it acts where attention modules run, but the model did not call "
+                    f"{', '.join(list(meant.values())[:3])}.",
+                    hint="Name the modules that it calls in attention_modules, or leave it out.",
+                )
+
+    def _name(self, module: nn.Module | None) -> str:
+        if module is None:
+            return "the loss"
+        names = {m: name for name, m in self._model.named_modules()}
+        name, kind = names.get(module, ""), type(module).__name__
+        return f"{name} ({kind})" if name else kind
 
     # -- what acts ---------------------------------------------------------------------------
 
     def see_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """Record the logits, and cap them if asked for."""
-        self._note_logits(lambda: logits.detach().abs().amax())
+        if logits.numel():
+            self._note_logits(lambda: logits.detach().abs().amax())
         if self._cap is None:
             return logits
+        limit = self._cap
         self.num_capped_calls += 1
-        if self._is_recording:
-            self.cap_fracs.append((logits.detach().abs() > self._cap).float().mean())
+        if self._is_recording and logits.numel():
+            self._keep(self.cap_fracs, lambda: _share_beyond(logits, limit))
         return self._cap * torch.tanh(logits / self._cap)
 
     def _note_logits(self, largest: Callable[[], torch.Tensor]) -> None:
         if self._is_recording and not self._saw_first:
             self._saw_first = True
-            self.logit_maxima.append(largest().float())
+            self._keep(self.logit_maxima, lambda: largest().float())
 
-    def _clamp_output(self, module: nn.Module, _args: object, output: Any) -> Any:  # noqa: ANN401
-        limit = self._clamp
-        tensor = output[0] if isinstance(output, tuple) else output
-        if not isinstance(tensor, torch.Tensor) or limit is None:
+    def _keep(self, kept: list[torch.Tensor], read: Callable[[], torch.Tensor]) -> None:
+        kept += self._observer.look("model's attention", lambda: [read()], [])
+
+    def _watched(
+        self,
+        module: nn.Module,
+        forward: Forward,
+        *args: Any,  # noqa: ANN401 - the module's own
+        **kwargs: Any,  # noqa: ANN401 - the module's own
+    ) -> Any:  # noqa: ANN401 - the module's own
+        if self._must_check_reach:
+            self._ran.add(module)
+        self._depth += 1
+        try:
+            output = forward(*args, **kwargs)
+        finally:
+            self._depth -= 1
+        return output if self._clamp is None else self._clamped(module, output, self._clamp)
+
+    def _clamped(self, module: nn.Module, output: Any, limit: float) -> Any:  # noqa: ANN401
+        tensor = output[0] if isinstance(output, tuple) and output else output
+        if not isinstance(tensor, torch.Tensor):
             raise UsageError(
-                f"attention_clamp: {type(module).__name__} must return a tensor, or a tuple that "
+                f"attention_clamp: {self._name(module)} must return a tensor, or a tuple that "
                 f"begins with one, but returned {type(tensor).__name__}.",
                 hint="Leave it out of attention_modules.",
             )
-        if self._is_recording:
-            size = tensor.detach().abs()
-            self.output_maxima.append(size.amax().float())
-            self.clamp_fracs.append((size > limit).float().mean())
+        if self._is_recording and tensor.numel():
+            self._keep(self.output_maxima, lambda: tensor.detach().abs().amax().float())
+            self._keep(self.clamp_fracs, lambda: _share_beyond(tensor, limit))
+        limit = min(limit, torch.finfo(tensor.dtype).max)  # torch refuses a bound beyond it
         clamped = tensor.clamp(-limit, limit)
-        return (clamped, *output[1:]) if isinstance(output, tuple) else clamped
-
-    def _note_depth(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        self._depth += 1
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            self._depth -= 1
+        if not isinstance(output, tuple):
+            return clamped
+        rest = output[1:]
+        is_named = hasattr(output, "_fields")
+        return type(output)(clamped, *rest) if is_named else (clamped, *rest)
 
     def _watched_softmax(
         self,
@@ -204,7 +289,7 @@ class AttentionGuard:
     ) -> torch.Tensor:
         # Attention with materialised weights calls this on logits that hold the mask already, so
         # only their largest value, not their largest size, can be told.
-        if self._depth:
+        if self._depth and input.numel():
             self._note_logits(lambda: input.detach().amax())
         return softmax(input, *args, **kwargs)
 
@@ -222,7 +307,8 @@ class AttentionGuard:
     ) -> torch.Tensor:
         factor = 1 / math.sqrt(query.size(-1)) if scale is None else scale
         if self._cap is None:
-            self._note_logits(lambda: _largest_norm(query) * _largest_norm(key) * abs(factor))
+            if query.numel() and key.numel():
+                self._note_logits(lambda: _largest_norm(query) * _largest_norm(key) * abs(factor))
             kwargs = {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal}
             return fused(query, key, value, **kwargs, scale=scale, enable_gqa=enable_gqa)
         if enable_gqa:
@@ -266,31 +352,39 @@ class AttentionGuard:
 
 
 def _attention_modules(model: nn.Module, settings: EngineSettings) -> list[nn.Module]:
-    patterns = settings.attention_modules
-    if patterns:
-        found = [
-            module
-            for name, module in model.named_modules()
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-        ]
-        if not found:
-            raise UsageError(
-                f"attention_modules: no module of the model matches {', '.join(patterns)}.",
-                hint="Compare with the names of model.named_modules().",
-            )
-        return found
-    found = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+    if settings.attention_modules:
+        return _named_modules(model, settings.attention_modules)
+    found: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
     asked = {
         "attention_clamp": settings.attention_clamp is not None,
         "attention_precision": settings.attention_precision == "fp32",
     }
     missed = [name for name, is_asked in asked.items() if is_asked]
     if missed and not found:
+        value = getattr(settings, missed[0])
         raise UsageError(
-            f"{missed[0]}: the model has no nn.MultiheadAttention to act on.",
-            hint="Name its attention in attention_modules, or leave the setting out.",
+            f"{missed[0]}: {value} needs attention modules to act on, but the model has no "
+            "nn.MultiheadAttention.",
+            hint='Name its attention in attention_modules (Hugging Face: ["*.self_attn"] or '
+            '["*.attn"]), or leave the setting out.',
         )
     return found
+
+
+def _named_modules(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Module]:
+    found: dict[nn.Module, None] = {}
+    for pattern in patterns:
+        meant = [m for n, m in model.named_modules() if fnmatch.fnmatchcase(n, pattern)]
+        # Nobody calls a list of modules, so nothing could act there.
+        called = [m for m in meant if not isinstance(m, (nn.ModuleList, nn.ModuleDict))]
+        if not called:
+            kind = "only lists of modules match" if meant else "no module of the model matches"
+            raise UsageError(
+                f"attention_modules: every pattern must match attention, but {kind} {pattern}.",
+                hint="Compare with the names of model.named_modules().",
+            )
+        found |= dict.fromkeys(called)
+    return list(found)
 
 
 @contextlib.contextmanager
@@ -310,14 +404,24 @@ def _replaced(
 
 
 @contextlib.contextmanager
-def _no_fast_path(*, applies: bool) -> Iterator[None]:
-    # In eval mode nn.TransformerEncoderLayer passes its attention module by.
+def _no_fast_path() -> Iterator[None]:
+    # In eval mode nn.TransformerEncoder would pass its attention modules by, and give zeros where
+    # a sequence is padded; a probe must not depend on whether attention is capped.
     was_enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(was_enabled and not applies)
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was_enabled)
+
+
+def _in_place_of(
+    function: Callable[..., torch.Tensor], ours: Callable[..., torch.Tensor]
+) -> Callable[..., torch.Tensor]:
+    plain = _plain(function)
+    replaced = functools.partial(ours, plain)
+    functools.update_wrapper(replaced, plain)  # torch.compile asks functions of torch for names
+    return replaced
 
 
 def _plain(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -327,6 +431,10 @@ def _plain(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     ):
         function = function.args[0]
     return function
+
+
+def _share_beyond(values: torch.Tensor, limit: float) -> torch.Tensor:
+    return (values.detach().abs() > limit).float().mean()
 
 
 def _largest_norm(vectors: torch.Tensor) -> torch.Tensor:
@@ -345,5 +453,16 @@ def _run_in_fp32(
 
 
 def _to_float(value: Any) -> Any:  # noqa: ANN401 - any argument of a forward pass
-    is_half = isinstance(value, torch.Tensor) and value.dtype in _HALF
-    return value.float() if is_half else value
+    """Turn half-precision tensors into fp32, also in tuples, lists and dicts, however nested."""
+    if isinstance(value, torch.Tensor):
+        return value.float() if value.dtype in HALF else value
+    if type(value) is dict:
+        made: Any = {key: _to_float(part) for key, part in value.items()}
+        is_changed = any(made[key] is not part for key, part in value.items())
+    elif isinstance(value, tuple) or type(value) is list:
+        parts = [_to_float(part) for part in value]
+        is_changed = any(one is not other for one, other in zip(parts, value, strict=True))
+        made = type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    else:
+        return value
+    return made if is_changed else value  # what a module writes into must stay itself

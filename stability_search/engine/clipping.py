@@ -8,12 +8,32 @@ from collections.abc import Sequence
 
 import torch
 
+NONFINITE_GRADIENT = "gradient is NaN or Inf"
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_'s own
 
 
-def total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the L2 norm over all gradients, a 0-d tensor; NaN or Inf if any value is."""
-    return torch.nn.utils.get_total_norm(gradients, norm_type=2.0)
+def tensor_norms(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the L2 norm of each gradient, one dimension; NaN or Inf where a value is.
+
+    The norm of the result is `torch.nn.utils.get_total_norm` of gradients of one type, to the bit.
+    """
+    return torch.stack(torch._foreach_norm(list(gradients)))  # noqa: SLF001 - no public name
+
+
+def gradient_fault(gradients: Sequence[torch.Tensor]) -> str:
+    """Say what is wrong with gradients that failed the judgement of their norm.
+
+    Args:
+        gradients: As `rescale_gradients` left them: what was NaN or Inf still is.
+    """
+    if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        return "gradient norm is 9.2e+18 or more, and its square overflows"
+    return NONFINITE_GRADIENT
+
+
+def clip_factor(norm: float, clip_norm: float) -> float:
+    """Return what clipping multiplies a gradient of this norm by, in (0, 1]."""
+    return min(1.0, clip_norm / (norm + CLIP_EPS))
 
 
 def rescale_gradients(

@@ -17,7 +17,7 @@ class StepFacts:
             empty if nothing is.
         batch_fault: Why the batch is at fault; empty if it is not or nobody had to ask.
         forward_fault: What was non-finite in a forward pass or a loss; empty if nothing was.
-        is_grad_finite: False if the gradients hold NaN or Inf, or overflow when squared.
+        grad_fault: What is wrong with the gradients; empty if they and their squares are finite.
         scale: Loss scale of the step; None without loss scaling.
         proven_scale: Largest loss scale known to work.
     """
@@ -25,14 +25,14 @@ class StepFacts:
     state_fault: str
     batch_fault: str
     forward_fault: str
-    is_grad_finite: bool
+    grad_fault: str
     scale: float | None
     proven_scale: float
 
     @property
     def is_finite(self) -> bool:
         """True if nothing about the step was non-finite."""
-        return not self.state_fault and not self.forward_fault and self.is_grad_finite
+        return not self.state_fault and not self.forward_fault and not self.grad_fault
 
 
 def label_step(facts: StepFacts) -> tuple[StepLabel, str]:
@@ -49,7 +49,7 @@ def label_step(facts: StepFacts) -> tuple[StepLabel, str]:
 
     Example:
         >>> facts = StepFacts(state_fault="", batch_fault="", forward_fault="",
-        ...                   is_grad_finite=False, scale=65536.0, proven_scale=0.0)
+        ...                   grad_fault="gradient is Inf", scale=65536.0, proven_scale=0.0)
         >>> label_step(facts)[0].value
         'calibration'
     """
@@ -59,19 +59,19 @@ def label_step(facts: StepFacts) -> tuple[StepLabel, str]:
         return StepLabel.DATA, facts.batch_fault
     if facts.forward_fault:
         return StepLabel.BAD, facts.forward_fault
-    if facts.is_grad_finite:
+    if not facts.grad_fault:
         return StepLabel.OK, ""
-    return _label_overflow(facts.scale, facts.proven_scale)
+    return _label_overflow(facts.grad_fault, facts.scale, facts.proven_scale)
 
 
-def _label_overflow(scale: float | None, proven_scale: float) -> tuple[StepLabel, str]:
+def _label_overflow(fault: str, scale: float | None, proven_scale: float) -> tuple[StepLabel, str]:
     if scale is None:
-        return StepLabel.BAD, "gradient is NaN or Inf"
+        return StepLabel.BAD, fault
     if scale > max(proven_scale, 1.0):
         reason = f"gradient overflow while finding the loss scale {scale:g}"
         return StepLabel.CALIBRATION, reason
     known = ", known to work" if scale <= proven_scale else ""
-    return StepLabel.BAD, f"gradient is NaN or Inf at loss scale {scale:g}{known}"
+    return StepLabel.BAD, f"{fault} at loss scale {scale:g}{known}"
 
 
 class ScaleProof:

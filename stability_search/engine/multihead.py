@@ -91,7 +91,9 @@ def _heads(module: nn.MultiheadAttention, inputs: list[torch.Tensor]) -> Iterato
     for x, (weight, bias) in zip(inputs, _projections(module), strict=True):
         batch_first = x if module.batch_first else x.transpose(0, 1)
         projected = F.linear(batch_first, weight, bias)
-        yield projected.view(*projected.shape[:2], module.num_heads, -1).transpose(1, 2)
+        width = projected.size(-1) // module.num_heads  # said, since a sequence may be empty
+        by_head = projected.view(*projected.shape[:2], module.num_heads, width)
+        yield by_head.transpose(1, 2)
 
 
 def _projections(

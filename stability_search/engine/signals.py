@@ -33,7 +33,11 @@ class Reading:
         attention_max: Largest attention logit; None if not seen.
         clamp_frac: Mean share of attention outputs beyond the clamp; None if off.
         cap_frac: Mean share of attention logits beyond the cap; None if off.
-        has_exception: True if a micro-batch raised instead of giving a loss.
+        update_ratio: RMS of the update over RMS of the weights, of the matrix looked at; None if
+            none was.
+        zero_grad_frac: Share of exact zeros in the gradient of that matrix; None likewise.
+        grad_rms_over_eps: Smallest RMS of a weight matrix's scaled gradient over Adam's `eps`;
+            None if it has none.
     """
 
     losses: Mapping[int, float]
@@ -45,7 +49,9 @@ class Reading:
     attention_max: float | None
     clamp_frac: float | None
     cap_frac: float | None
-    has_exception: bool
+    update_ratio: float | None
+    zero_grad_frac: float | None
+    grad_rms_over_eps: float | None
 
 
 class Signals:
@@ -62,9 +68,9 @@ class Signals:
         """Keep 0-d values of a micro-batch: losses, largest values or shares.
 
         Args:
-            kind: `loss`, `output`, `attention output`, `attention_max`, `clamp_frac` or
-                `cap_frac`; the first three must be finite.
-            position: Position of the micro-batch in the window.
+            kind: `loss`, `output`, `attention output`, or the name of a field of `Reading`; the
+                first three must be finite.
+            position: Position of the micro-batch in the window; 0 for what belongs to none.
             values: Any number of them.
         """
         for value in values:
@@ -101,7 +107,8 @@ class Signals:
             0-d float32: 1.0 if a loss, an output or the norm is not finite, else 0.0.
         """
         self._grad = (scaled_norm.float(), norm.float())
-        limited = [value * _TO_OVERFLOW for value in self._grad]
+        distinct = self._grad[:1] if norm is scaled_norm else self._grad
+        limited = [value * _TO_OVERFLOW for value in distinct]
         # Few small kernels: 0 times a finite number is 0, and times any other NaN.
         return torch.isnan(torch.stack([*self._judged, *limited]).mul_(0.0).sum()).float()
 
@@ -126,7 +133,9 @@ class Signals:
             attention_max=_largest(found.get("attention_max", ())),
             clamp_frac=_mean(found.get("clamp_frac", ())),
             cap_frac=_mean(found.get("cap_frac", ())),
-            has_exception=self.has_exception,
+            update_ratio=_mean(found.get("update_ratio", ())),
+            zero_grad_frac=_mean(found.get("zero_grad_frac", ())),
+            grad_rms_over_eps=_mean(found.get("grad_rms_over_eps", ())),
         )
 
 

@@ -23,6 +23,8 @@ from torch import nn
 
 from stability_search.engine import emulation, guards, optim, precision
 from stability_search.engine.clamps import AttentionGuard
+from stability_search.engine.clipping import NONFINITE_GRADIENT, clip_factor
+from stability_search.engine.half_weights import widened
 from stability_search.engine.losses import (
     NUMERICAL_ERRORS,
     LossFn,
@@ -30,6 +32,7 @@ from stability_search.engine.losses import (
     mean_terms,
     total_loss,
 )
+from stability_search.engine.observer import Observer
 from stability_search.engine.prepare import checkpoint_blocks, prepare_model
 from stability_search.engine.reference import DataJudge
 from stability_search.engine.rollback import Rollback
@@ -83,9 +86,10 @@ class GuardedEngine:
         precision.check_precision(settings.precision, self.device)
         self._scale = precision.LossScale(settings) if settings.has_loss_scaling else None
         self._proof = guards.ScaleProof()
-        self.notes = prepare_model(model, settings, init_gain_names=init_gain_names)
+        self._observer = Observer()
+        self._notes = prepare_model(model, settings, init_gain_names=init_gain_names)
         groups = optim.default_groups(model) if parameter_groups is None else parameter_groups
-        self.optimizer = optim.build_optimizer(groups, settings)
+        self.optimizer = optim.build_optimizer(groups, settings, model=model)
         self._num_steps = 0
         self._num_applied = 0
         self._num_micro_batches = 0
@@ -98,7 +102,7 @@ class GuardedEngine:
     def _equip(self, undo: contextlib.ExitStack) -> None:
         """Change what `close` changes back."""
         settings = self.settings
-        self._attention = AttentionGuard(self.model, settings)
+        self._attention = AttentionGuard(self.model, settings, self._observer)
         undo.callback(self._attention.detach)
         if settings.gradient_checkpointing:
             undo.callback(checkpoint_blocks(self.model))
@@ -109,6 +113,7 @@ class GuardedEngine:
             attention=self._attention,
             scale=self._scale,
             device=self.device,
+            observer=self._observer,
         )
         undo.callback(self._window.close)
         is_fp16_on_cpu = settings.precision == "fp16" and self.device.type == "cpu"
@@ -136,6 +141,11 @@ class GuardedEngine:
     def scale(self) -> float | None:
         """The present loss scale; None without loss scaling."""
         return None if self._scale is None else self._scale.value
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the log should know, one sentence each; may grow while it trains."""
+        return (*self._notes, *self._observer.notes)
 
     @property
     def num_steps(self) -> int:
@@ -223,12 +233,13 @@ class GuardedEngine:
             group["lr"] = learning_rate
         self._num_steps += 1
         with self._acting():
-            result = self._window.take(dict(enumerate(micro_batches)), loss_fn)
-            record = self._judge(micro_batches, loss_fn, result, scale)
+            result = self._window.take(
+                dict(enumerate(micro_batches)), loss_fn, turn=self._num_steps
+            )
+            judgement = self._judge(micro_batches, loss_fn, result)
+        record = self._record(result, judgement, learning_rate, scale, started)
         self._num_micro_batches += len(micro_batches)
-        return dataclasses.replace(
-            record, learning_rate=learning_rate, step_s=time.perf_counter() - started
-        )
+        return record
 
     def evaluate(self, probe: Sequence[Any], loss_fn: LossFn) -> tuple[float | None, ...]:
         """Measure the loss of each batch in fp32 and eval mode, and leave no trace.
@@ -250,7 +261,8 @@ class GuardedEngine:
         """Call `read(model)` in fp32, eval mode and without gradients, and leave no trace.
 
         Clamp and cap act, since they are part of what was trained; buffers, random state and the
-        mode of every module are as before afterwards.
+        mode of every module are as before afterwards, and weights stored in half precision, of
+        which there is an fp32 copy for that time.
         """
         self._require_open()
         before = Rollback(self.model, self.device)
@@ -260,6 +272,7 @@ class GuardedEngine:
         try:
             with (
                 torch.no_grad(),
+                widened(self.model),
                 self._attention.acting(),
                 precision.autocast("fp32", self.device),
             ):
@@ -278,6 +291,8 @@ class GuardedEngine:
             return run().detach()
         except NUMERICAL_ERRORS:
             pass
+        except UsageError:
+            raise
         except Exception as error:
             if is_out_of_memory(error) or trace_forward(self.model, run).phase != "forward":
                 raise
@@ -296,43 +311,58 @@ class GuardedEngine:
     # -- judgement -------------------------------------------------------------------------
 
     def _judge(
-        self,
-        micro_batches: Sequence[Any],
-        loss_fn: LossFn,
-        result: WindowResult,
-        scale: float | None,
-    ) -> StepRecord:
+        self, micro_batches: Sequence[Any], loss_fn: LossFn, result: WindowResult
+    ) -> "_Judgement":
         last, faults = result.last, result.faults
         facts = guards.StepFacts(
             state_fault=last.state_fault,
             batch_fault="",
             forward_fault=faults[min(faults)] if faults else "",
-            is_grad_finite=bool(faults) or last.reading.is_grad_finite,
-            scale=scale,
+            grad_fault="" if faults else last.grad_fault,
+            scale=self.scale,
             proven_scale=self._proof.proven_scale,
         )
-        position = min(faults) if faults else None
-        origin = Origin()
-        if not facts.is_finite:
-            data_position, batch_fault = self._data.fault(micro_batches, loss_fn)
-            facts = dataclasses.replace(facts, batch_fault=batch_fault)
-            position = position if data_position is None else data_position
-            if faults:
-                first = min(faults)
-                origin = self._window.trace(first, micro_batches[first], loss_fn)
-            elif not facts.is_grad_finite:
-                origin = Origin(phase="backward")
-        label, reason = guards.label_step(facts)
+        if facts.is_finite:
+            self._adjust(StepLabel.OK, last)
+            return _FINE
+        position, batch_fault = self._data.fault(micro_batches, loss_fn)
+        label, reason = guards.label_step(dataclasses.replace(facts, batch_fault=batch_fault))
+        cause = _Judgement(label=label, reason=reason)
+        if label is not StepLabel.CALIBRATION:
+            cause = self._cause(cause, micro_batches, loss_fn, result)
         self._adjust(label, last)
-        record = _record(result, scale, self.settings.clip_norm)
+        if label is StepLabel.DATA:
+            return dataclasses.replace(cause, position=position)
+        return cause
+
+    def _cause(
+        self,
+        found: "_Judgement",
+        micro_batches: Sequence[Any],
+        loss_fn: LossFn,
+        result: WindowResult,
+    ) -> "_Judgement":
+        """Add where a step broke, on the same inputs, weights and random state."""
+        if result.last.state_fault:
+            origin = Origin(module=result.last.broken_module, phase="update")
+            return dataclasses.replace(found, origin=origin)
+        if result.faults:
+            origin = result.origin
+            return dataclasses.replace(
+                found,
+                position=min(result.faults),
+                origin=origin,
+                is_transient=origin.phase is None,
+            )
+        position, origin = self._window.trace_backward(
+            dict(enumerate(micro_batches)), loss_fn, len(micro_batches)
+        )
+        if origin.phase is not None:
+            return dataclasses.replace(found, position=position, origin=origin, is_transient=False)
+        # Finite gradients whose squares overflow show no place.
+        is_nonfinite = result.last.grad_fault == NONFINITE_GRADIENT
         return dataclasses.replace(
-            record,
-            step=self._num_steps,
-            label=label,
-            reason=reason,
-            batch_index=None if position is None else self._num_micro_batches + position,
-            first_nonfinite_module=origin.module,
-            first_nonfinite_phase=origin.phase,
+            found, origin=Origin(phase="backward"), is_transient=True if is_nonfinite else None
         )
 
     def _adjust(self, label: StepLabel, last: Attempt) -> None:
@@ -359,35 +389,75 @@ class GuardedEngine:
                     f"the loss scale fell to {self._scale.value:g}, below 1",
                 )
 
+    def _record(
+        self,
+        result: WindowResult,
+        judgement: "_Judgement",
+        learning_rate: float,
+        scale: float | None,
+        started: float,
+    ) -> StepRecord:
+        first, last = result.first.reading, result.last.reading
+        is_complete = len(first.losses) == result.num_micro_batches
+        loss = sum(first.losses.values()) / len(first.losses) if is_complete else math.nan
+        norm, clip_norm = finite_or_none(last.grad_norm), self.settings.clip_norm
+        is_applied = result.last.is_applied
+        factor = 1.0 if norm is None or clip_norm is None else clip_factor(norm, clip_norm)
+        rms, position = last.grad_rms_over_eps, judgement.position
+        return StepRecord(
+            step=self._num_steps,
+            label=judgement.label,
+            reason=judgement.reason,
+            loss=finite_or_none(loss),
+            is_loss_finite=math.isfinite(loss),
+            grad_norm=norm,
+            is_grad_finite=last.is_grad_finite,
+            clipped=is_applied and factor < 1.0,
+            is_applied=is_applied,
+            learning_rate=learning_rate,
+            scale=scale,
+            attention_max=finite_or_none(first.attention_max),
+            clamp_frac=finite_or_none(last.clamp_frac),
+            cap_frac=finite_or_none(last.cap_frac),
+            batch_index=None if position is None else self._num_micro_batches + position,
+            first_nonfinite_module=judgement.origin.module,
+            first_nonfinite_phase=judgement.origin.phase,
+            last_finite_max=finite_or_none(judgement.origin.last_finite_max),
+            is_transient=judgement.is_transient,
+            update_ratio=finite_or_none(last.update_ratio) if is_applied else None,
+            zero_grad_frac=finite_or_none(last.zero_grad_frac) if is_applied else None,
+            grad_rms_over_eps=(
+                finite_or_none(rms * factor / (scale or 1.0)) if is_applied and rms else None
+            ),
+            loss_terms=mean_terms(first.terms),
+            step_s=time.perf_counter() - started,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Judgement:
+    """What a step was.
+
+    Attributes:
+        label: Its label.
+        reason: Why; empty for `ok`.
+        position: The micro-batch at fault, by its position in the window; None if none is.
+        origin: Where it broke.
+        is_transient: True if it did not break again; None if nobody looked or could tell.
+    """
+
+    label: StepLabel
+    reason: str
+    position: int | None = None
+    origin: Origin = dataclasses.field(default_factory=Origin)
+    is_transient: bool | None = None
+
+
+_FINE = _Judgement(label=StepLabel.OK, reason="")
+
 
 def _device_of(model: nn.Module) -> torch.device:
     first = next(model.parameters(), None)
     if first is None:
         raise UsageError("model: it must have a parameter to train, but has none.")
     return first.device
-
-
-def _record(result: WindowResult, scale: float | None, clip_norm: float | None) -> StepRecord:
-    """Write down a window's numbers; what they mean is filled in by the caller."""
-    first, last = result.first.reading, result.last.reading
-    is_complete = len(first.losses) > 0 and not first.has_exception
-    loss = sum(first.losses.values()) / len(first.losses) if is_complete else math.nan
-    norm = finite_or_none(last.grad_norm)
-    is_applied = result.last.is_applied
-    is_above = norm is not None and clip_norm is not None and norm > clip_norm
-    return StepRecord(
-        step=0,
-        label=StepLabel.OK,
-        loss=finite_or_none(loss),
-        is_loss_finite=math.isfinite(loss),
-        grad_norm=norm,
-        is_grad_finite=last.is_grad_finite,
-        clipped=is_applied and is_above,
-        is_applied=is_applied,
-        learning_rate=0.0,
-        scale=scale,
-        attention_max=finite_or_none(first.attention_max),
-        clamp_frac=finite_or_none(last.clamp_frac),
-        cap_frac=finite_or_none(last.cap_frac),
-        loss_terms=mean_terms(first.terms),
-    )

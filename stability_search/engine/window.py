@@ -1,8 +1,9 @@
 """One window of micro-batches: attempted, rolled back where it broke, attempted again."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -10,17 +11,19 @@ from torch import nn
 
 from stability_search.engine import batches, precision
 from stability_search.engine.clamps import AttentionGuard
-from stability_search.engine.clipping import rescale_gradients, total_norm
+from stability_search.engine.clipping import gradient_fault, rescale_gradients, tensor_norms
+from stability_search.engine.finiteness import state_fault, state_norm
 from stability_search.engine.losses import (
     NUMERICAL_ERRORS,
     LossFn,
     is_out_of_memory,
     total_loss,
 )
-from stability_search.engine.prepare import state_fault, state_norm
+from stability_search.engine.observer import Observer
 from stability_search.engine.rollback import Rollback
 from stability_search.engine.signals import Reading, Signals
-from stability_search.engine.trace import Origin, trace_forward
+from stability_search.engine.trace import Origin, trace_backward, trace_forward
+from stability_search.engine.updates import EpsWatch, UpdateWatch
 from stability_search.errors import UsageError
 from stability_search.settings import EngineSettings
 
@@ -31,12 +34,18 @@ class Attempt:
 
     Attributes:
         reading: Its numbers.
+        raised_backward: Micro-batches whose backward pass raised, by position.
         state_fault: What of parameters and optimizer state is not finite; empty if nothing is.
+        broken_module: The module it belongs to; None if nothing is or it belongs to none.
+        grad_fault: What is wrong with the gradients; empty if nothing is or none was made.
         is_applied: True if the optimizer changed the parameters.
     """
 
     reading: Reading
+    raised_backward: frozenset[int]
     state_fault: str
+    broken_module: str | None
+    grad_fault: str
     is_applied: bool
 
 
@@ -45,14 +54,18 @@ class WindowResult:
     """What became of a window.
 
     Attributes:
+        num_micro_batches: How many the window has.
         first: The attempt with every micro-batch.
         last: The attempt that counted; `first` itself where nothing broke.
         faults: What was non-finite in a forward pass or a loss, by position in the window.
+        origin: Where the first of them began; empty without faults, or if it did not show again.
     """
 
+    num_micro_batches: int
     first: Attempt
     last: Attempt
     faults: Mapping[int, str]
+    origin: Origin = dataclasses.field(default_factory=Origin)
 
 
 class Window:
@@ -65,6 +78,7 @@ class Window:
         attention: The guard of its attention, acting while a window is taken.
         scale: The loss scale; None without loss scaling.
         device: Where model and batches are.
+        observer: Looks at the model.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of a step
@@ -76,6 +90,7 @@ class Window:
         attention: AttentionGuard,
         scale: precision.LossScale | None,
         device: torch.device,
+        observer: Observer,
     ) -> None:
         self._model = model
         self._settings = settings
@@ -85,20 +100,22 @@ class Window:
         self._scale = scale
         self._device = device
         self._rollback = Rollback(model, device)
-        self._watch = _OutputWatch(model)
-        self._must_see_cap = settings.attention_logit_cap is not None
-        self._num_attempts = 0
+        self._watch = _OutputWatch(model, observer)
+        self._updates = UpdateWatch(self._parameters)
+        self._eps = EpsWatch(optimizer)
+        self._has_checked_gradients = False
 
     def close(self) -> None:
         """Take the hook on the model away."""
         self._watch.close()
 
-    def take(self, window: Mapping[int, Any], loss_fn: LossFn) -> WindowResult:
+    def take(self, window: Mapping[int, Any], loss_fn: LossFn, *, turn: int) -> WindowResult:
         """Attempt the window, again without the micro-batches whose forward pass broke.
 
         Args:
             window: Micro-batches by position, at least one.
             loss_fn: See `GuardedEngine.step`.
+            turn: Number of the step; decides what is looked at only now and then.
 
         Returns:
             What became of it. Where nothing was applied, buffers, parameters and optimizer state
@@ -106,58 +123,119 @@ class Window:
         """
         self._rollback.mark()
         faults: dict[int, str] = {}
-        first = last = self._attempt(window, loss_fn)
+        origin = Origin()
+        first = last = self._attempt(window, loss_fn, turn)
         while last.reading.faults:
+            if not faults:  # with the weights that broke, before anything else is tried
+                origin = self._trace_first_fault(last, window, loss_fn)
             faults |= last.reading.faults
             self._rollback.restore_buffers()
             left = {k: v for k, v in window.items() if k not in faults}
             if self._settings.bad_microbatch == "drop" or not left:
                 break
             self._rollback.restore_random_state()
-            last = self._attempt(left, loss_fn)
+            last = self._attempt(left, loss_fn, turn)
         if not last.is_applied:
             self._rollback.restore_buffers()
-        return WindowResult(first=first, last=last, faults=faults)
+        return WindowResult(
+            num_micro_batches=len(window), first=first, last=last, faults=faults, origin=origin
+        )
+
+    def _trace_first_fault(
+        self, attempt: Attempt, window: Mapping[int, Any], loss_fn: LossFn
+    ) -> Origin:
+        position = min(attempt.reading.faults)
+        if position in attempt.raised_backward:
+            return self.trace_backward({position: window[position]}, loss_fn, len(window))[1]
+        return self.trace(position, window[position], loss_fn)
 
     def trace(self, position: int, batch: Any, loss_fn: LossFn) -> Origin:  # noqa: ANN401 - the task's own
-        """Repeat a micro-batch of the present window under hooks, and leave no trace of it."""
-        after = Rollback(self._model, self._device)
-        after.mark()
-        self._rollback.restore_buffers()
-        self._rollback.restore_random_state(position)
+        """Repeat the forward pass of a micro-batch under hooks, and leave no trace of it."""
 
         def run() -> torch.Tensor:
             with precision.autocast(self._settings.precision, self._device):
                 return total_loss(loss_fn(self._model, batch))[0]
 
-        try:
+        with self._as_at_the_start_of(position):
             return trace_forward(self._model, run)
+
+    def trace_backward(
+        self, window: Mapping[int, Any], loss_fn: LossFn, num_micro_batches: int
+    ) -> tuple[int, Origin]:
+        """Repeat micro-batches forwards and backwards until one breaks; leave no trace of it.
+
+        Args:
+            window: Micro-batches of the present window, by position.
+            loss_fn: See `GuardedEngine.step`.
+            num_micro_batches: Those of the whole window, whose mean is the step's loss.
+
+        Returns:
+            Position of the one that broke, and where; where none did, the first and no origin.
+        """
+        for position, batch in window.items():
+
+            def run(batch: Any = batch) -> torch.Tensor:  # noqa: ANN401 - as above
+                with precision.autocast(self._settings.precision, self._device):
+                    loss = total_loss(loss_fn(self._model, batch))[0] / num_micro_batches
+                return loss if self._scale is None else loss * self._scale.value
+
+            with self._as_at_the_start_of(position):
+                origin = trace_backward(self._model, run, self._parameters)
+            if origin.phase is not None:
+                return position, origin
+        return min(window), Origin()
+
+    @contextlib.contextmanager
+    def _as_at_the_start_of(self, position: int) -> Iterator[None]:
+        after = Rollback(self._model, self._device)
+        after.mark()
+        self._rollback.restore_buffers()
+        self._rollback.restore_random_state(position)
+        try:
+            yield
         finally:
             after.restore_buffers()
             after.restore_random_state()
 
     # -- one attempt -------------------------------------------------------------------------
 
-    def _attempt(self, window: Mapping[int, Any], loss_fn: LossFn) -> Attempt:
+    def _attempt(self, window: Mapping[int, Any], loss_fn: LossFn, turn: int) -> Attempt:
         signals = Signals()
+        raised_backward: set[int] = set()
         self._optimizer.zero_grad(set_to_none=True)
         for position, batch in window.items():
             self._rollback.mark_micro_batch(position)
             loss = self._forward(position, batch, loss_fn, signals)
-            if loss is not None:
-                self._backward(position, loss / len(window), signals)
+            if loss is None:
+                continue
+            share = loss / len(window) if len(window) > 1 else loss
+            if not self._backward(position, share, signals):
+                raised_backward.add(position)
+        with torch.no_grad():
+            return self._finish(signals, frozenset(raised_backward), turn)
+
+    def _finish(self, signals: Signals, raised_backward: frozenset[int], turn: int) -> Attempt:
+        """Clip, update, and bring everything to the host."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if not self._has_checked_gradients:
+            self._check_gradients(gradients)
         can_update = bool(gradients) and not signals.has_exception
         if can_update:
+            self._updates.before_update(turn)
             self._update(gradients, signals)
-        self._num_attempts += 1
-        norm = state_norm(self._parameters, self._optimizer, self._num_attempts)
-        reading = signals.read(norm)
-        fault = ""
+            self._updates.after_update(signals)
+        reading = signals.read(state_norm(self._parameters, self._optimizer, turn))
+        fault, broken_module = "", None
         if not math.isfinite(reading.state_norm):
-            fault = state_fault(self._parameters, self._optimizer)
-        is_applied = can_update and not reading.faults and reading.is_grad_finite
-        return Attempt(reading=reading, state_fault=fault, is_applied=is_applied)
+            fault, broken_module = state_fault(self._model, self._optimizer)
+        return Attempt(
+            reading=reading,
+            raised_backward=raised_backward,
+            state_fault=fault,
+            broken_module=broken_module,
+            grad_fault="" if reading.is_grad_finite else gradient_fault(gradients),
+            is_applied=can_update and not reading.faults and reading.is_grad_finite,
+        )
 
     def _forward(
         self,
@@ -176,6 +254,8 @@ class Window:
         except NUMERICAL_ERRORS as error:
             signals.add_exception(position, error)
             return None
+        except UsageError:
+            raise
         except Exception as error:
             if is_out_of_memory(error) or self.trace(position, batch, loss_fn).phase != "forward":
                 raise
@@ -190,17 +270,21 @@ class Window:
         signals.add("cap_frac", position, self._attention.cap_fracs)
         return loss
 
-    def _backward(self, position: int, loss: torch.Tensor, signals: Signals) -> None:
-        if self._must_see_cap:
-            self._check_cap_acted()
+    def _backward(self, position: int, loss: torch.Tensor, signals: Signals) -> bool:
         try:
             (loss if self._scale is None else loss * self._scale.value).backward()  # type: ignore[no-untyped-call]
         except NUMERICAL_ERRORS as error:
             signals.add_exception(position, error)
+            return False
+        return True
 
     def _update(self, gradients: list[torch.Tensor], signals: Signals) -> None:
         inverse_scale = 1.0 if self._scale is None else 1.0 / self._scale.value
-        scaled_norm = total_norm(gradients)
+        norms = tensor_norms(gradients)
+        smallest = self._eps.smallest(norms, tuple(p.grad is not None for p in self._parameters))
+        if smallest is not None:
+            signals.add("grad_rms_over_eps", 0, [smallest])
+        scaled_norm = torch.linalg.vector_norm(norms)
         norm = scaled_norm if self._scale is None else scaled_norm * inverse_scale
         found_nonfinite = signals.found_nonfinite(scaled_norm, norm)
         rescale_gradients(
@@ -218,20 +302,20 @@ class Window:
         finally:
             del self._optimizer.grad_scale, self._optimizer.found_inf  # type: ignore[attr-defined]
 
-    def _check_cap_acted(self) -> None:
-        if self._attention.num_capped_calls == 0:
+    def _check_gradients(self, gradients: list[torch.Tensor]) -> None:
+        if any(gradient.layout != torch.strided for gradient in gradients):
             raise UsageError(
-                "attention_logit_cap: no attention of the model went through "
-                "nn.MultiheadAttention, scaled_dot_product_attention or cap_logits.",
-                hint="Call stability_search.cap_logits on its logits, or leave the cap out.",
+                "model: gradients must be dense, but one is sparse.",
+                hint="Leave sparse=True out of the embedding.",
             )
-        self._must_see_cap = False
+        self._has_checked_gradients = bool(gradients)
 
 
 class _OutputWatch:
     """Keep the largest values of what a model returns, while it is asked to."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, observer: Observer) -> None:
+        self._observer = observer
         self.maxima: list[torch.Tensor] = []
         self._is_watching = False
         self._hook = model.register_forward_hook(self._watch)
@@ -258,8 +342,13 @@ class _OutputWatch:
 
     def _watch(self, _module: nn.Module, _args: object, output: object) -> None:
         if self._is_watching:
-            self.maxima.extend(
-                tensor.detach().amax().float()
-                for _, tensor in batches.tensors(output)
-                if tensor.is_floating_point() and tensor.numel()
-            )
+            nothing: list[torch.Tensor] = []
+            self.maxima += self._observer.look("model's output", lambda: _largest(output), nothing)
+
+
+def _largest(output: object) -> list[torch.Tensor]:
+    return [
+        tensor.detach().amax().float()
+        for _, tensor in batches.tensors(output)
+        if tensor.is_floating_point() and tensor.numel()
+    ]

@@ -1,5 +1,6 @@
 """Clamp, cap and watch: what acts on attention, what is seen of it, and what is left behind."""
 
+import collections
 import copy
 import math
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from stability_search import cap_logits
 from stability_search.engine import GuardedEngine
 from stability_search.engine.clamps import AttentionGuard
+from stability_search.engine.observer import Observer
 from stability_search.errors import UsageError
 from stability_search.settings import EngineSettings
 
@@ -23,7 +25,9 @@ def settings(**more: Any) -> EngineSettings:
 
 
 def guard(model: nn.Module | None = None, **more: Any) -> AttentionGuard:
-    return AttentionGuard(nn.Linear(1, 1) if model is None else model, settings(**more))
+    return AttentionGuard(
+        nn.Linear(1, 1) if model is None else model, settings(**more), Observer()
+    )
 
 
 def mean_loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
@@ -123,9 +127,120 @@ def test_every_way_of_attending_is_capped_and_counted(kind: str) -> None:
 
 
 def test_a_cap_that_nothing_went_through_is_refused() -> None:
-    engine = GuardedEngine(Attends("hidden"), settings(attention_logit_cap=2.0))
+    engine = GuardedEngine(nn.Linear(4, 4), settings(attention_logit_cap=2.0))
     with engine, pytest.raises(UsageError, match="no attention of the model went through"):
         engine.step([torch.randn(3, 6, 4)], mean_loss)
+
+
+class Several(nn.Module):
+    """One attention after another."""
+
+    def __init__(self, *kinds: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Attends(kind) for kind in kinds)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def by_name(module: nn.Module, x: torch.Tensor, fused: Any) -> torch.Tensor:
+    return fused(module.q(x), module.k(x), x)
+
+
+def in_torch(module: nn.Module, x: torch.Tensor, *, need_weights: bool) -> torch.Tensor:
+    own = module.attention
+    return F.multi_head_attention_forward(
+        *(x, x, x, 4, 1, own.in_proj_weight, own.in_proj_bias, None, None, False, 0.0),
+        *(own.out_proj.weight, own.out_proj.bias),
+        need_weights=need_weights,
+    )[0]
+
+
+WAYS_OF_ATTENDING: dict[str, Any] = {
+    "matmul": lambda m, x: torch.softmax(torch.matmul(m.q(x), m.k(x).mT), -1) @ x,
+    "bmm and dropout": lambda m, x: torch.bmm(
+        F.dropout(F.softmax(torch.bmm(m.q(x), m.k(x).mT) / 2, -1), 0.1), x
+    ),
+    "einsum and a mask": lambda m, x: torch.einsum(
+        "bqk,bkd->bqd",
+        torch.einsum("bqd,bkd->bqk", m.q(x), m.k(x)).masked_fill(HIDDEN, -1e4).softmax(-1),
+        x,
+    ),
+    "nn.Softmax in another shape": lambda m, x: (
+        nn.Softmax(-1)((m.q(x) @ m.k(x).mT).unsqueeze(1).float()).squeeze(1).type_as(x) @ x
+    ),
+    "fused by name": lambda m, x, fused=F.scaled_dot_product_attention: by_name(m, x, fused),
+    "torch's own, with weights": lambda m, x: in_torch(m, x, need_weights=True),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_OF_ATTENDING)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_cap_that_reaches_only_some_attention_is_refused(way: str, precision: str) -> None:
+    class Missed(Attends):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return WAYS_OF_ATTENDING[way](self, x)
+
+    model = Several("fused", "own")
+    model.layers.append(Missed())
+    before = [parameter.clone() for parameter in model.parameters()]
+    x = torch.randn(3, 5, 4)
+    chosen = settings(attention_logit_cap=2.0, precision=precision)
+    with GuardedEngine(model, chosen) as engine:
+        for _ in range(2):
+            with pytest.raises(UsageError, match=r"cap of 2 to act, but layers\.2 \(Missed\) "):
+                engine.step([x], mean_loss)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_attention_that_is_not_named_may_stay_without_the_cap() -> None:
+    model = Several("fused", "hidden")
+    x = torch.randn(3, 5, 4)
+    for name, is_refused in (("layers.0", False), ("layers.1", True)):
+        chosen = settings(attention_logit_cap=2.0, attention_modules=(name,))
+        with GuardedEngine(model, chosen) as engine:
+            if is_refused:
+                with pytest.raises(UsageError, match=r"layers\.1 \(Attends\) takes a softmax"):
+                    engine.step([x], mean_loss)
+            else:
+                assert engine.step([x], mean_loss).cap_frac is not None
+
+
+def test_what_is_no_attention_is_not_taken_for_one() -> None:
+    """Gates, mixtures, a classifier, and logits that are capped by hand."""
+
+    class Gated(Several):
+        def __init__(self) -> None:
+            super().__init__("fused", "multihead", "own")
+            self.gate = nn.Linear(4, 4)
+            self.weight = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = super().forward(x)
+            x = F.softmax(self.gate(x), -1) @ self.weight
+            x = torch.softmax(x @ self.weight.T, -1) @ x.mT @ x
+            logits = 5 * torch.tanh(x @ x.mT / 5)
+            return logits.softmax(-1) @ x
+
+    with GuardedEngine(Gated(), settings(attention_logit_cap=2.0)) as engine:
+        for _ in range(2):
+            assert engine.step([torch.randn(3, 4, 4)], mean_loss).label.value == "ok"
+
+
+def test_nothing_watches_after_the_first_forward_pass() -> None:
+    seen: list[int] = []
+
+    def loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        seen.append(len(torch.overrides._get_current_function_mode_stack()))  # noqa: SLF001 - its purpose
+        return mean_loss(module, batch)
+
+    for more in ({}, {"attention_logit_cap": 2.0}):
+        with GuardedEngine(Attends(), settings(**more)) as engine:
+            for _ in range(3):
+                engine.step([torch.randn(3, 6, 4)], loss)
+    assert seen == [0, 0, 0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -158,6 +273,13 @@ def test_the_cap_acts_in_a_transformer_layer_when_it_is_evaluated(precision: str
 def mean_loss_without_grad(engine: GuardedEngine, run: Any) -> float:
     with torch.no_grad(), engine._attention.acting():  # noqa: SLF001 - train mode, else as evaluate
         return float(run())
+
+
+def test_what_stands_for_torchs_functions_has_their_names() -> None:
+    """torch.compile asks for them, of every function there is."""
+    with guard(attention_logit_cap=2.0).acting():
+        assert F.scaled_dot_product_attention.__name__ == "scaled_dot_product_attention"
+        assert F.softmax.__name__ == "softmax"
 
 
 # -- clamp -----------------------------------------------------------------------------------
@@ -209,6 +331,17 @@ def test_infinity_before_the_clamp_is_a_forward_fault_though_it_is_clamped_away(
     assert torch.isfinite(torch.tensor(value).clamp(-10.0, 10.0))
 
 
+@pytest.mark.parametrize("fp16_on_cpu", ["emulated", "native"])
+def test_a_clamp_beyond_the_range_of_fp16_clamps_nothing(fp16_on_cpu: str) -> None:
+    """Torch refuses a bound that the type of the tensor cannot hold."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    chosen = settings(precision="fp16", attention_clamp=1e5, fp16_on_cpu=fp16_on_cpu)
+    with GuardedEngine(model, chosen) as engine:
+        record = engine.step([torch.randn(2, 5, 8)], mean_loss)
+    assert (record.label, record.clamp_frac) == ("ok", 0.0)
+
+
 def test_a_clamp_cannot_rescue_overflowed_logits_and_a_cap_can() -> None:
     x = torch.randn(4, 6, 4)
     found = {}
@@ -246,7 +379,9 @@ def test_a_clamp_on_what_is_no_tensor_is_refused() -> None:
     engine = GuardedEngine(Odd(), settings(attention_clamp=1.0, attention_modules=("odd",)))
     with (
         engine,
-        pytest.raises(UsageError, match=r"Identity must return a tensor.* but returned dict"),
+        pytest.raises(
+            UsageError, match=r"odd \(Identity\) must return a tensor.* but returned dict"
+        ),
     ):
         engine.step([torch.ones(1, 2)], mean_loss)
 
@@ -293,7 +428,8 @@ def test_patterns_that_match_nothing_are_refused() -> None:
     ],
 )
 def test_a_setting_without_attention_to_act_on_is_refused(more: Any, name: str) -> None:
-    with pytest.raises(UsageError, match=rf"{name}: the model has no nn\.MultiheadAttention"):
+    message = rf"{name}: \S+ needs attention modules .* the model has no nn\.MultiheadAttention"
+    with pytest.raises(UsageError, match=message):
         guard(nn.Linear(1, 1), **more)
 
 
@@ -313,6 +449,100 @@ def test_fp32_attention_computes_in_fp32_and_the_rest_does_not(precision: str) -
         assert engine.step([torch.randn(2, 3, 4)], loss).label.value == "ok"
     assert dtypes["attention"] == torch.float32
     assert dtypes["rest"] == (torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def test_half_precision_is_found_in_nested_arguments() -> None:
+    """Position embeddings come as a pair, a cache as a list that the module writes into."""
+    Pair = collections.namedtuple("Pair", "cos sin")  # noqa: PYI024 - as an older library has it
+    half, single = torch.ones(1, dtype=torch.float16), torch.ones(1)
+    seen: dict[str, Any] = {}
+
+    class Rotary(nn.Linear):
+        def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+            seen.update(args=args, **kwargs)
+            kwargs["cache"].append(x)
+            return super().forward(x)
+
+    model = nn.ModuleDict({"attn": Rotary(1, 1)})
+    cache: list[torch.Tensor] = [single]
+    tables = {"deep": [{"sin": half}], "n": 3}
+
+    def loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        pair = Pair(half, single)
+        return module["attn"](batch, (half, None), pair=pair, cache=cache, tables=tables).mean()  # type: ignore[index]
+
+    chosen = settings(attention_precision="fp32", attention_modules=("attn",), precision="fp16")
+    with GuardedEngine(model, chosen) as engine:
+        assert engine.step([half], loss).label.value == "ok"
+    assert seen["args"][0][0].dtype == torch.float32
+    assert seen["args"][0][1] is None
+    assert isinstance(seen["pair"], Pair)
+    assert seen["pair"].cos.dtype == torch.float32
+    assert seen["tables"]["deep"][0]["sin"].dtype == torch.float32
+    assert seen["cache"] is cache
+    assert len(cache) == 2
+
+
+def test_the_clamp_keeps_the_rest_of_an_output_and_acts_where_forward_is_called() -> None:
+    Output = collections.namedtuple("Output", "hidden weights")  # noqa: PYI024 - as above
+
+    class Named(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:  # type: ignore[override]
+            return Output(super().forward(x), None)
+
+    model = nn.ModuleDict({"attn": Named(4, 4)})
+    outputs = []
+
+    def loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        outputs.append(module["attn"].forward(batch))  # type: ignore[index]
+        return outputs[-1].hidden.mean()
+
+    chosen = settings(attention_clamp=0.01, attention_modules=("attn",))
+    with GuardedEngine(model, chosen) as engine:
+        record = engine.step([torch.randn(5, 4)], loss)
+    assert isinstance(outputs[0], Output)
+    assert outputs[0].weights is None
+    assert outputs[0].hidden.abs().max().item() == pytest.approx(0.01)
+    assert record.clamp_frac is not None
+
+
+@pytest.mark.parametrize("more", [{"attention_clamp": 1.0}, {"attention_precision": "fp32"}])
+def test_modules_that_are_not_called_are_refused(more: Any) -> None:
+    """nn.MultiheadAttention uses the weights of its out_proj, but does not call it."""
+    patterns = ("attention", "*.out_proj")
+    with GuardedEngine(Attends(), settings(attention_modules=patterns, **more)) as engine:
+        for _ in range(2):
+            with pytest.raises(UsageError, match=r"the model did not call attention\.out_proj\."):
+                engine.step([torch.randn(2, 3, 4)], mean_loss)
+
+
+@pytest.mark.parametrize("kind", ["multihead", "fused", "own"])
+@pytest.mark.parametrize("more", [{}, {"attention_logit_cap": 2.0}])
+def test_a_sequence_without_elements_breaks_nothing(kind: str, more: Any) -> None:
+    def loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return module(batch).sum() + sum(p.square().sum() for p in module.parameters())
+
+    with GuardedEngine(Attends(kind), settings(**more)) as engine:
+        record = engine.step([torch.zeros(2, 0, 4)], loss)
+    assert (record.label.value, record.attention_max, record.cap_frac) == ("ok", None, None)
+
+
+@pytest.mark.parametrize("more", [{}, {"attention_clamp": 1e6}, {"attention_logit_cap": 1e6}])
+def test_a_padded_encoder_is_measured_alike_under_every_setting(more: Any) -> None:
+    """In eval mode torch's fast path gives zeros in padded places, and takes no clamp."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 1)
+    x, is_padding = torch.randn(2, 6, 8), torch.zeros(2, 6, dtype=torch.bool)
+    is_padding[0, 3:] = True
+
+    def loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return (module(batch, src_key_padding_mask=is_padding) - 1).abs().mean()
+
+    in_training = loss(model, x).item()
+    with GuardedEngine(model, settings(**more)) as engine:
+        (evaluated,) = engine.evaluate([x], loss)
+    assert evaluated == pytest.approx(in_training, rel=1e-5)
 
 
 def test_frozen_half_precision_attention_cannot_run_in_fp32() -> None:

@@ -1,11 +1,56 @@
 """The norm, and the one pass that unscales and clips."""
 
+import math
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stability_search.engine.clipping import rescale_gradients, total_norm
+from stability_search.engine.clipping import (
+    clip_factor,
+    gradient_fault,
+    rescale_gradients,
+    tensor_norms,
+)
+
+
+def total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.linalg.vector_norm(tensor_norms(gradients))
+
+
+def test_each_gradient_has_its_norm() -> None:
+    norms = tensor_norms([torch.tensor([3.0]), torch.tensor([[4.0, 12.0]]), torch.zeros(2)])
+    assert norms.tolist() == pytest.approx([3.0, 160**0.5, 0.0])
+
+
+def test_the_norm_is_torchs_to_the_bit() -> None:
+    torch.manual_seed(0)
+    gradients = [torch.randn(n, 7) for n in range(1, 30)]
+    assert total_norm(gradients).item() == torch.nn.utils.get_total_norm(gradients).item()
+
+
+@pytest.mark.parametrize(
+    ("gradient", "fault"),
+    [
+        ([1.0, math.nan], "gradient is NaN or Inf"),
+        ([1.0, math.inf], "gradient is NaN or Inf"),
+        ([1.5e19, 1.0], "gradient norm is 9.2e+18 or more, and its square overflows"),
+    ],
+)
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_what_is_wrong_is_still_seen_after_clipping(
+    gradient: list[float], fault: str, clip_norm: float | None
+) -> None:
+    gradients = [torch.ones(2), torch.tensor(gradient)]
+    rescale_gradients(gradients, total_norm(gradients), inverse_scale=1.0, clip_norm=clip_norm)
+    assert gradient_fault(gradients) == fault
+
+
+@pytest.mark.parametrize(("norm", "factor"), [(0.5, 1.0), (4.0, 0.25), (0.0, 1.0)])
+def test_the_factor_of_clipping_is_at_most_one(norm: float, factor: float) -> None:
+    assert clip_factor(norm, 1.0) == pytest.approx(factor, rel=1e-5)
 
 
 def test_the_norm_is_over_all_gradients() -> None:

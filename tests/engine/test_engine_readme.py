@@ -32,7 +32,8 @@ def windows(count: int) -> list[Any]:
 
 
 def test_the_loop_is_short() -> None:
-    assert sum(bool(line.strip()) for line in CODE.splitlines()) <= 25
+    loop = CODE[CODE.index("def train(") :]
+    assert sum(bool(line.strip()) for line in loop.splitlines()) <= 25
 
 
 def test_the_loop_trains_and_resumes_bit_for_bit(loop: dict[str, Any], tmp_path: Path) -> None:
@@ -62,6 +63,42 @@ def test_the_loop_says_what_was_wrong_and_ends(
     loop["build"] = lambda: broken
     with pytest.raises(SystemExit, match=r"CRITICAL .*nonfinite_parameters.*go back to"):
         loop["train"](data, 5, tmp_path / "other.pt")
+
+
+def test_the_loop_prints_alarms_and_ends_the_run_where_an_epoch_is_lost(
+    loop: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = windows(200)  # an epoch is 4 steps
+    for step in (4, 5, 6):
+        data[step] = [(torch.full((16, 8), torch.nan), data[step][0][1])]
+    with pytest.raises(SystemExit, match=r"CRITICAL alarm; go back to"):
+        loop["train"](data, 200, tmp_path / "state.pt")
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed] == [
+        "WARNING step 5",
+        "WARNING step 6",
+        "WARNING step 7",
+        "CRITICAL step 7 epoch 2",
+    ]
+
+
+def test_a_checkpoint_is_whole_or_the_old_one(
+    loop: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, checkpoint = windows(250), tmp_path / "state.pt"
+    loop["train"](data, 150, checkpoint)
+    before = checkpoint.read_bytes()
+
+    def cut(_: Any, path: Path) -> None:
+        path.write_bytes(before[:100])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", cut)
+        with pytest.raises(KeyboardInterrupt):
+            loop["train"](data, 250, checkpoint)
+    assert checkpoint.read_bytes() == before
+    loop["train"](data, 250, checkpoint)
 
 
 def test_every_label_is_explained() -> None:

@@ -114,3 +114,34 @@ def test_modes_and_random_state_come_back_after_an_exception() -> None:
         assert torch.equal(torch.get_rng_state(), state)
         assert all(module.training for module in engine.model.modules())
         assert torch.is_grad_enabled()
+
+
+def half_frozen() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
+    model[0].half().requires_grad_(requires_grad=False)
+    model[0].register_buffer("shift", torch.ones(8, dtype=torch.bfloat16))
+    return model
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_frozen_half_precision_weights_are_measured_in_fp32_and_given_back(precision: str) -> None:
+    model = half_frozen()
+    probe = windows(1)[0]
+    with GuardedEngine(model, settings(precision=precision)) as engine:
+        stored = (model[0].weight, model[0].bias, model[0].shift)
+        where = [tensor.data_ptr() for tensor in stored]
+        seen = []
+        engine.measure(lambda m: seen.extend(t.dtype for t in (m[0].weight, m[0].shift)))
+        (ours,) = engine.evaluate(probe, loss_fn)
+        with pytest.raises(KeyError, match="metrics"):
+            engine.measure(lambda _: {}["metrics"])
+        assert engine.step(probe, loss_fn).is_loss_finite
+    assert seen == [torch.float32, torch.float32]
+    assert [t.dtype for t in stored] == [torch.float16, torch.float16, torch.bfloat16]
+    assert (model[0].weight, model[0].bias, model[0].shift) == stored
+    assert [tensor.data_ptr() for tensor in stored] == where
+    wide = half_frozen().float()
+    assert ours == pytest.approx(loss_fn(wide, probe[0]).item(), rel=1e-6)
+    with pytest.raises(RuntimeError, match="same dtype"):  # the twin: nobody widens them here
+        loss_fn(half_frozen(), probe[0])

@@ -11,14 +11,14 @@ FINE = StepFacts(
     state_fault="",
     batch_fault="",
     forward_fault="",
-    is_grad_finite=True,
+    grad_fault="",
     scale=None,
     proven_scale=0.0,
 )
 STATE = {"state_fault": "a parameter became NaN or Inf"}
 BATCH = {"batch_fault": "NaN in batch[0]"}
 FORWARD = {"forward_fault": "loss is NaN"}
-GRADIENT = {"is_grad_finite": False}
+GRADIENT = {"grad_fault": "gradient is NaN or Inf"}
 
 
 def facts(*parts: dict[str, object], **more: object) -> StepFacts:
@@ -113,7 +113,11 @@ def simulate(num_steps: int, *, fault_every: int, consecutive: bool = False) -> 
     proof, scale, labels = ScaleProof(), 65536.0, []
     for step in range(1, num_steps + 1):
         is_fine = step % fault_every != 0
-        found = facts(is_grad_finite=is_fine, scale=scale, proven_scale=proof.proven_scale)
+        found = facts(
+            grad_fault="" if is_fine else "gradient is NaN or Inf",
+            scale=scale,
+            proven_scale=proof.proven_scale,
+        )
         label, _ = label_step(found)
         labels.append(label)
         if is_fine:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from stability_search.engine.clamps import AttentionGuard
+from stability_search.engine.observer import Observer
 from stability_search.errors import UsageError
 from stability_search.settings import EngineSettings
 
@@ -48,7 +49,7 @@ def attention(**more: Any) -> nn.MultiheadAttention:
 
 def capped(module: nn.Module, cap: float, *args: Any, **kwargs: Any) -> Any:
     settings = EngineSettings(learning_rate=0.1, attention_logit_cap=cap)
-    guard = AttentionGuard(module, settings)
+    guard = AttentionGuard(module, settings, Observer())
     try:
         with guard.acting():
             return module(*args, **kwargs)

@@ -68,10 +68,55 @@ def test_parameters_may_have_names() -> None:
     assert build_optimizer(groups, settings()).param_groups[0]["params"][0] is model.weight
 
 
-def test_a_rate_in_a_group_is_refused() -> None:
-    groups = [{"params": nn.Linear(2, 1).parameters(), "lr": 1.0}]
-    with pytest.raises(UsageError, match="a group must not set `lr`"):
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"lr": 1.0}, "a group must not set `lr`"),
+        ({"lr_mult": 2.0}, "may set amsgrad, .*weight_decay, but one sets lr_mult. Leave it out"),
+        ({"fused": False}, "but one sets fused"),
+    ],
+)
+def test_what_a_group_may_not_set_is_refused(group: dict[str, object], message: str) -> None:
+    groups = [{"params": nn.Linear(2, 1).parameters(), **group}]
+    with pytest.raises(UsageError, match=message):
         build_optimizer(groups, settings())
+
+
+def test_groups_that_are_none_are_refused_and_bare_parameters_are_one() -> None:
+    model = nn.Linear(2, 1)
+    with pytest.raises(UsageError, match="a group must have `params`, but one has weights"):
+        build_optimizer([{"weights": model.parameters()}], settings())
+    assert len(build_optimizer(model.parameters(), settings()).param_groups[0]["params"]) == 2
+
+
+@pytest.mark.parametrize("is_one_group", [True, False])
+def test_a_parameter_that_stands_there_twice_is_refused(is_one_group: bool) -> None:
+    model = nn.Linear(2, 1)
+    groups = [{"params": [model.weight, model.weight]}]
+    if not is_one_group:
+        groups = [{"params": [model.weight]}, {"params": [model.weight, model.bias]}]
+    with pytest.raises(UsageError, match=r"one of shape \(1, 2\) stands there twice"):
+        build_optimizer(groups, settings())
+
+
+def test_parameters_of_another_model_are_refused() -> None:
+    """A group made from another instance would train nothing."""
+    model, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    with pytest.raises(UsageError, match=r"must be one of the model, but one of shape \(1, 2\)"):
+        build_optimizer(default_groups(other), settings(), model=model)
+    assert build_optimizer(default_groups(model), settings(), model=model)
+
+
+def test_names_in_place_of_parameters_are_refused() -> None:
+    with pytest.raises(UsageError, match="must be tensors, but one is 'weight'"):
+        build_optimizer([{"params": ["weight"]}], settings())
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_what_torch_refuses_is_said_in_its_words(name: str) -> None:
+    doubled = nn.Linear(2, 1).weight * 2
+    with pytest.raises(UsageError, match=r"torch.optim must accept them, but said: .*non-leaf"):
+        build_optimizer([{"params": [doubled]}], settings(optimizer=name))
 
 
 def test_nothing_to_train_is_refused() -> None:

@@ -1,17 +1,19 @@
 """What settings change in a model before its first step."""
 
-import math
+import copy
+from collections.abc import Iterable
 
 import pytest
 import torch
 from torch import nn
 
+from stability_search.engine import GuardedEngine
+from stability_search.engine.optim import build_optimizer, default_groups
 from stability_search.engine.prepare import (
+    check_one_device,
     checkpoint_blocks,
     keep_no_half_precision,
     prepare_model,
-    state_fault,
-    state_norm,
 )
 from stability_search.errors import UsageError
 from stability_search.settings import EngineSettings
@@ -88,7 +90,9 @@ def test_unknown_names_and_nothing_to_multiply_are_refused() -> None:
         prepare_model(
             nn.Linear(2, 2), settings(init_gain=2.0), init_gain_names=["weight", "gone", "absent"]
         )
-    with pytest.raises(UsageError, match="no weight matrix to multiply"):
+    with pytest.raises(
+        UsageError, match=r"init_gain: a gain of 2 needs a trainable weight matrix"
+    ):
         prepare_model(nn.LayerNorm(2), settings(init_gain=2.0))
 
 
@@ -101,7 +105,7 @@ def test_trainable_half_precision_becomes_fp32_and_frozen_stays(dtype: torch.dty
     model[1].requires_grad_(requires_grad=False)
     before = [parameter.float() for parameter in model.parameters()]
 
-    notes = prepare_model(model, settings())
+    notes = prepare_model(model, settings(precision="fp16"))
 
     assert [p.dtype for p in model.parameters()] == [
         *(torch.float32, torch.float32, dtype, dtype, torch.float32, torch.float32)
@@ -113,9 +117,86 @@ def test_trainable_half_precision_becomes_fp32_and_frozen_stays(dtype: torch.dty
     name = str(dtype).removeprefix("torch.")
     expected = (
         f"4 trainable parameters were stored in {name}; they are kept as fp32 master weights, "
-        "0.0 MiB more (frozen ones stay as they are)"
+        "0.0 MiB more, and 0.0 MiB more for their gradients and the state of adamw"
     )
-    assert notes == (expected,)
+    frozen = (
+        f"2 frozen parameters and buffers stay in {name}; measuring is always done in fp32, and "
+        "fp32 copies of them take 0.0 MiB more meanwhile"
+    )
+    assert notes == (expected, frozen)
+
+
+@pytest.mark.parametrize(
+    ("more", "num_states"),
+    [
+        ({"optimizer": "adamw"}, 2),
+        ({"optimizer": "adam"}, 2),
+        ({"optimizer": "sgd"}, 0),
+        ({"optimizer": "sgd", "momentum": 0.9}, 1),
+    ],
+)
+def test_the_note_says_what_the_master_weights_cost(
+    more: dict[str, object], num_states: int
+) -> None:
+    def mib(tensors: Iterable[torch.Tensor]) -> float:
+        return sum(t.numel() * t.element_size() for t in tensors if t.dim() > 0) / 2**20
+
+    def states(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+        return [t for state in optimizer.state.values() for t in state.values() if t is not None]
+
+    before = nn.Linear(1024, 1024, bias=False).half()
+    plain = build_optimizer(default_groups(before), settings(**more))
+    before.weight.grad = torch.zeros_like(before.weight)
+    plain.step()
+    model = nn.Linear(1024, 1024, bias=False).half()
+    with GuardedEngine(model, settings(precision="fp16", init_scale=1.0, **more)) as engine:
+        record = engine.step([torch.ones(2, 1024)], lambda m, x: m(x).float().square().mean())
+        (note,) = engine.notes
+    assert record.is_applied
+    weights = mib(model.parameters()) - mib(before.parameters())
+    gradients = mib([model.weight.grad]) - mib([before.weight.grad])
+    moments = mib(states(engine.optimizer)) - mib(states(plain))
+    assert (weights, gradients, moments) == (2.0, 2.0, 2.0 * num_states)
+    assert f"{weights:.1f} MiB more, and {gradients + moments:.1f} MiB more for" in note
+
+
+def test_ties_survive_master_weights_and_are_multiplied_once() -> None:
+    model = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4, bias=False)).half()
+    model[1].weight = model[0].weight
+    before = model[0].weight.detach().float()
+    (note,) = prepare_model(model, settings(init_gain=3.0))
+    assert model[1].weight is model[0].weight
+    assert torch.equal(model[0].weight, 3.0 * before)
+    assert note.startswith("1 trainable parameters")
+
+
+def test_fp32_keeps_frozen_weights_in_fp32_too_and_says_so() -> None:
+    model = nn.Sequential(nn.Linear(512, 1024, bias=False).half(), nn.Linear(1024, 1))
+    model[0].requires_grad_(requires_grad=False)
+    (note,) = prepare_model(model, settings(precision="fp32"))
+    assert model[0].weight.dtype == torch.float32
+    assert note == (
+        "1 frozen parameters and buffers were stored in float16; fp32 cannot be computed with "
+        "them, so they are kept in fp32, 1.0 MiB more"
+    )
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("norm", [nn.LayerNorm(4), nn.BatchNorm1d(4), nn.GroupNorm(2, 4)])
+def test_frozen_norms_are_widened_since_autocast_leaves_them_alone(
+    norm: nn.Module, precision: str
+) -> None:
+    def net() -> nn.Module:
+        frozen = copy.deepcopy(norm).half().requires_grad_(requires_grad=False)
+        return nn.Sequential(frozen, nn.Linear(4, 1))
+
+    def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return model(x).float().square().mean()
+
+    with GuardedEngine(net(), settings(precision=precision)) as engine:
+        assert engine.step([torch.randn(3, 4)], loss).is_loss_finite
+    with pytest.raises(RuntimeError, match="mixed dtype"), torch.autocast("cpu"):  # the twin
+        net()(torch.randn(3, 4))
 
 
 def test_a_reference_keeps_no_half_precision_at_all() -> None:
@@ -125,6 +206,92 @@ def test_a_reference_keeps_no_half_precision_at_all() -> None:
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32, torch.int64}
     double = nn.Linear(2, 2).double()
     assert keep_no_half_precision(double).weight.dtype == torch.float64
+
+
+# -- models that nothing could train ----------------------------------------------------------
+
+
+def sparse() -> nn.Module:
+    return nn.ModuleDict({"words": nn.Embedding(5, 2, sparse=True)})
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "message"),
+    [
+        (
+            nn.LazyLinear(2),
+            {},
+            r"must have a shape, but weight has none yet .*Call the model once",
+        ),
+        (nn.Linear(2, 2, device="meta"), {}, "weight is on the meta device. Build the model"),
+        (sparse(), {}, "gradients must be dense, but words is an embedding with sparse=True"),
+        (
+            nn.Linear(2, 2).double(),
+            {"precision": "fp16"},
+            "fp16 is computed from fp32 weights, but every weight matrix of the model is float64",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused(
+    model: nn.Module, more: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        prepare_model(model, settings(**more))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_script_module_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2)))
+    with pytest.raises(UsageError, match="made of Python modules, but 1 is a ScriptModule"):
+        prepare_model(model, settings())
+
+
+def test_a_frozen_sparse_embedding_and_a_double_model_in_fp32_are_fine() -> None:
+    frozen = nn.ModuleDict({"words": sparse().requires_grad_(requires_grad=False)})
+    assert prepare_model(frozen, settings()) == ()
+    assert prepare_model(nn.Linear(2, 2).double(), settings()) == ()
+
+
+def test_parameters_on_two_devices_are_refused() -> None:
+    spread = [torch.zeros(1), torch.zeros(1, device="meta")]
+    with pytest.raises(UsageError, match="must be on one device, but they are on cpu, meta"):
+        check_one_device(spread)
+    check_one_device(spread[:1])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"norm": "group"}, {"gradient_checkpointing": True}, {"init_gain": 2.0, "norm": "group"}],
+)
+def test_a_refused_model_is_as_it_was(more: dict[str, object]) -> None:
+    model = nn.Linear(2, 2).half()
+    before = model.weight.clone()
+    with pytest.raises(UsageError, match="the model has"):
+        prepare_model(model, settings(**more))
+    assert torch.equal(model.weight, before)
+    assert model.weight.dtype == torch.float16
+
+
+def test_groups_of_one_value_are_refused_when_they_are_met() -> None:
+    """A value normalised by itself is zero, so the layers below would learn nothing."""
+
+    def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return model(x).square().mean()
+
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    with GuardedEngine(model, settings(norm="group")) as engine:
+        for _ in range(2):
+            with pytest.raises(UsageError, match="1 has 8 channels and 8 groups"):
+                engine.step([torch.randn(4, 3)], loss)
+    assert nn.GroupNorm(8, 8)(torch.randn(4, 8)).abs().max() < 1e-3  # why
+
+    for model, x in (
+        (nn.Sequential(nn.Conv1d(3, 8, 1), nn.BatchNorm1d(8)), torch.randn(4, 3, 5)),
+        (nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16)), torch.randn(4, 3)),
+    ):
+        with GuardedEngine(model, settings(norm="group")) as engine:
+            assert engine.step([x], loss).label.value == "ok"
+        assert not model[1]._forward_pre_hooks  # noqa: SLF001 - it looks once
 
 
 # -- gradient checkpointing ------------------------------------------------------------------
@@ -217,50 +384,72 @@ def test_a_model_that_checkpoints_itself_is_asked_to() -> None:
     assert not model.is_on
 
 
+class Checkpointing(nn.Module):
+    """A part that checkpoints itself, as Hugging Face models do; it leaves a hook behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, 3)
+        self.body = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        self.options: dict[str, bool] | None = None
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, bool] | None = None
+    ) -> None:
+        self.options = gradient_checkpointing_kwargs
+        self.stem.register_forward_hook(lambda *_: None)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.options = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        if self.options is None:
+            return self.body(x)
+        return torch.utils.checkpoint.checkpoint(self.body, x, **self.options)
+
+
+def test_a_part_that_checkpoints_itself_does_so_and_batch_norm_still_counts_once() -> None:
+    model = nn.ModuleDict({"lm": Checkpointing(), "head": nn.Sequential(nn.Linear(3, 1))})
+    model["lm"].stem.requires_grad_(requires_grad=False)
+    undo = checkpoint_blocks(model)
+    assert model["lm"].options == {"use_reentrant": False}  # the other loses gradients here
+    wrapped = [name for name, m in model.named_modules() if "forward" in m.__dict__]
+    assert wrapped == ["lm.body.1", "head.0"]
+    model["head"](model["lm"](torch.randn(4, 3))).sum().backward()
+    assert model["lm"].body[1].num_batches_tracked == 1
+    assert model["lm"].body[0].weight.grad is not None
+    model["lm"].body[0].register_forward_hook(lambda *_: None)  # somebody else's
+    undo()
+    assert model["lm"].options is None
+    assert not model["lm"].stem._forward_hooks  # noqa: SLF001 - what this test is about
+    assert model["lm"].body[0]._forward_hooks  # noqa: SLF001 - as above
+
+
+def test_without_our_care_batch_norm_would_count_twice() -> None:
+    part = Checkpointing()
+    part.gradient_checkpointing_enable({"use_reentrant": False})
+    part(torch.randn(4, 3)).sum().backward()
+    assert part.body[1].num_batches_tracked == 2
+
+
+def test_a_block_that_changes_its_input_is_refused_and_one_that_is_in_place_is_left_alone() -> (
+    None
+):
+    x = torch.randn(4, 3)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Hardswish(inplace=True), nn.Linear(3, 1))
+    free = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+    undo = checkpoint_blocks(model)
+    assert all(map(torch.equal, free, torch.autograd.grad(model(x).sum(), model.parameters())))
+    undo()
+
+    block = nn.Sequential(nn.Hardswish(inplace=True), nn.Linear(3, 1))
+    model = nn.Sequential(nn.Linear(3, 3), block)
+    checkpoint_blocks(model)
+    with pytest.raises(UsageError, match=r"but 1 \(Sequential\) changes it in place"):
+        model(x)
+
+
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no nn.ModuleList or nn.Sequential of blocks"):
         checkpoint_blocks(nn.Linear(1, 1))
-
-
-# -- finiteness ------------------------------------------------------------------------------
-
-
-def trained(optimizer: str = "adamw") -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
-    parameters = [nn.Parameter(torch.tensor([3.0])), nn.Parameter(torch.tensor([[4.0]]))]
-    kind = torch.optim.AdamW if optimizer == "adamw" else torch.optim.SGD
-    made = kind(parameters, lr=0.0)
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    made.step()
-    return parameters, made
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_finite_states_have_a_finite_norm(optimizer: str) -> None:
-    parameters, made = trained(optimizer)
-    assert [state_norm(parameters, made, turn).item() for turn in range(5)] == [5.0] * 5
-    assert state_fault(parameters, made) == ""
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_broken_parameter_is_found(value: float) -> None:
-    parameters, made = trained()
-    parameters[1].data.fill_(value)
-    for turn in range(4):
-        assert not math.isfinite(state_norm(parameters, made, turn).item())
-    assert state_fault(parameters, made) == "a parameter became NaN or Inf"
-
-
-def test_a_broken_second_moment_is_found_though_it_moves_no_parameter() -> None:
-    parameters, made = trained()
-    made.state[parameters[0]]["exp_avg_sq"].fill_(math.inf)
-    found = [math.isfinite(state_norm(parameters, made, turn).item()) for turn in range(8)]
-    assert found == [False, True, True, True] * 2  # each is read at every fourth turn
-    assert state_fault(parameters, made) == "an optimizer state became NaN or Inf"
-
-
-def test_huge_parameters_are_finite_though_their_squares_are_not() -> None:
-    parameters, made = trained()
-    parameters[0].data.fill_(3e38)
-    assert state_norm(parameters, made, 0).item() == math.inf
-    assert state_fault(parameters, made) == ""

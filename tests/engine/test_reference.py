@@ -134,7 +134,7 @@ def test_data_comes_before_bad_gradients_too() -> None:
         bad = engine.step([good], loss)
         data = engine.step([noted], loss)
     assert (bad.label, bad.reason) == (StepLabel.BAD, "gradient is NaN or Inf")
-    assert bad.first_nonfinite_phase == "backward"
+    assert bad.first_nonfinite_phase == "loss"
     assert (data.label, data.reason) == (StepLabel.DATA, "NaN in batch['note']")
 
 

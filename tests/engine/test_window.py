@@ -224,6 +224,9 @@ def test_a_numerical_exception_of_the_backward_pass_is_bad() -> None:
         record = engine.step([X], lambda m, x: Fails.apply(mean(m, x)))
         assert engine.scale == 65536.0
     assert (record.label, record.reason) == (BAD, "FloatingPointError: singular")
+    assert record.is_loss_finite
+    assert record.loss is not None
+    assert (record.first_nonfinite_phase, record.is_transient) == ("backward", False)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError, KeyError])

@@ -1,0 +1,158 @@
+"""Updates beside their weights, zeros in gradients, and gradients beside Adam's `eps`."""
+
+import io
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from stability_search.engine import GuardedEngine, updates
+from stability_search.engine.signals import Signals
+from stability_search.engine.updates import EpsWatch, UpdateWatch
+from stability_search.records import StepRecord
+from stability_search.settings import EngineSettings
+from tests.engine.plain import BreakGradient, train, windows
+
+
+class Weights(nn.Module):
+    """Three matrices and a bias whose gradients are what the batch says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.full((2, 2), 3.0))
+        self.second = nn.Parameter(torch.full((4, 1), 5.0))
+        self.third = nn.Parameter(torch.zeros(1, 2))
+        self.bias = nn.Parameter(torch.ones(3))
+
+    def forward(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+        return sum((getattr(self, n) * g).sum() for n, g in gradients.items())  # type: ignore[return-value]
+
+
+def gradients(**more: Any) -> dict[str, torch.Tensor]:
+    given = {
+        "first": [[0.0, 4.0], [0.0, 3.0]],
+        "second": [[1.0], [0.0], [2.0], [2.0]],
+        "third": [[6.0, 8.0]],
+        "bias": [0.0, 0.0, 0.0],
+        **more,
+    }
+    return {name: torch.tensor(values) for name, values in given.items()}
+
+
+def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(batch)
+
+
+def steps(count: int, batch: dict[str, torch.Tensor], **settings: Any) -> list[StepRecord]:
+    chosen = EngineSettings(**{"learning_rate": 0.1, "optimizer": "sgd", **settings})
+    with GuardedEngine(Weights(), chosen) as engine:
+        return [engine.step([batch], loss) for _ in range(count)]
+
+
+def test_each_matrix_has_its_turn() -> None:
+    second, third, first, _ = steps(4, gradients())
+    assert second.update_ratio == pytest.approx(0.1 * 3 / 10)  # |update| 0.3, |weights| 10
+    assert second.zero_grad_frac == 0.25
+    assert third.update_ratio == pytest.approx(1.0 / 1.0)  # moved by the first step already
+    assert third.zero_grad_frac == 0.0
+    weights = math.hypot(3.0, 3.0, 3.0 - 0.8, 3.0 - 0.6)
+    assert first.update_ratio == pytest.approx(0.5 / weights)
+    assert first.zero_grad_frac == 0.5
+
+
+def test_weights_of_zero_have_no_ratio() -> None:
+    model = Weights()
+    chosen = EngineSettings(learning_rate=0.1, optimizer="sgd")
+    frozen = [p.requires_grad_(False) for p in (model.first, model.second)]
+    with GuardedEngine(model, chosen) as engine:
+        record = engine.step([gradients()], loss)
+    assert len(frozen) == 2
+    assert (record.is_applied, record.update_ratio, record.zero_grad_frac) == (True, None, 0.0)
+
+
+def test_a_step_that_is_not_applied_has_none_of_them() -> None:
+    chosen = EngineSettings(learning_rate=0.1)
+    with GuardedEngine(Weights(), chosen) as engine:
+        record = engine.step([gradients()], lambda m, b: BreakGradient.apply(loss(m, b)))
+    assert not record.is_applied
+    assert (record.update_ratio, record.zero_grad_frac, record.grad_rms_over_eps) == (None,) * 3
+
+
+def test_a_matrix_without_a_gradient_is_passed_by() -> None:
+    batch = gradients()
+    del batch["second"]
+    assert steps(1, batch)[0].update_ratio is None
+
+
+def test_of_a_large_matrix_only_the_first_rows_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(updates, "_MAX_ENTRIES", 5)
+    matrix = nn.Parameter(torch.ones(4, 2))
+    matrix.grad = torch.tensor([[0.0, 1.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+    watch, signals = UpdateWatch([matrix]), Signals()
+    watch.before_update(1)
+    with torch.no_grad():
+        matrix[0] -= 0.5
+        matrix[3] -= 100.0  # out of sight
+    watch.after_update(signals)
+    reading = signals.read(torch.tensor(1.0))
+    assert reading.update_ratio == pytest.approx(math.hypot(0.5, 0.5) / 2)
+    assert reading.zero_grad_frac == 0.75
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_smallest_gradient_is_compared_with_eps(
+    precision: str, clip_norm: float | None
+) -> None:
+    tiny = {"second": [[1e-3], [0.0], [0.0], [0.0]], "third": [[0.0, 0.0]]}
+    (record,) = steps(
+        1,
+        gradients(**tiny),
+        optimizer="adamw",
+        eps=1e-4,
+        precision=precision,
+        init_scale=1024.0,
+        clip_norm=clip_norm,
+    )
+    factor = 1.0 if clip_norm is None else 1.0 / math.hypot(5.0, 1e-3)
+    # RMS 5e-4 of `second`; `third` has a gradient of zero and `bias` is no matrix
+    assert record.grad_rms_over_eps == pytest.approx(5e-4 * factor / 1e-4, rel=1e-4)
+
+
+def test_sgd_has_no_eps() -> None:
+    assert steps(1, gradients())[0].grad_rms_over_eps is None
+
+
+def test_the_comparison_follows_which_gradients_there_are() -> None:
+    model = Weights()
+    made = torch.optim.AdamW(model.parameters(), eps=1.0)
+    watch = EpsWatch(made)
+    norms = torch.tensor([8.0, 2.0, 1.0, 0.001])
+    assert watch.smallest(norms, (True,) * 4).item() == pytest.approx(1 / math.sqrt(2))
+    fewer = watch.smallest(norms[:2], (True, True, False, False))
+    assert fewer.item() == pytest.approx(1.0)
+
+
+def test_a_resumed_engine_looks_where_the_other_would_have() -> None:
+    data = windows(9)
+    chosen = EngineSettings(learning_rate=0.01)
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(*[nn.Linear(6, 6) for _ in range(3)], nn.Linear(6, 1))
+
+    with GuardedEngine(build(), chosen) as whole:
+        expected = [r.update_ratio for r in train(whole, data)]
+    with GuardedEngine(build(), chosen) as first:
+        train(first, data[:5])
+        saved = io.BytesIO()
+        torch.save(first.state_dict(), saved)
+    saved.seek(0)
+    with GuardedEngine(build(), chosen) as second:
+        second.load_state_dict(torch.load(saved, weights_only=True))
+        assert [r.update_ratio for r in train(second, data[5:])] == expected[5:]
+    assert len(set(expected)) == 9
