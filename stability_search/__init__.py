@@ -4,6 +4,8 @@ The names below are loaded when first used, so that `import stability_search` st
 
     GuardedEngine   takes one optimizer step safely
     EngineSettings  how it takes it
+    AlarmWatch      says which of its steps are worth a warning
+    AlarmSettings   beyond which values
     run             runs a study
     read_run        reads a finished run into tables
     cap_logits      opts a custom attention into `attention_logit_cap`
@@ -13,14 +15,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # type checkers see the real names; at run time `__getattr__` loads them
+    from stability_search.alarms import AlarmWatch
     from stability_search.engine import GuardedEngine, cap_logits
     from stability_search.search.study import run
-    from stability_search.settings import EngineSettings
+    from stability_search.settings import AlarmSettings, EngineSettings
     from stability_search.table import read_run
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlarmSettings",
+    "AlarmWatch",
     "EngineSettings",
     "GuardedEngine",
     "__version__",
@@ -30,6 +35,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AlarmSettings": "stability_search.settings",
+    "AlarmWatch": "stability_search.alarms",
     "EngineSettings": "stability_search.settings",
     "GuardedEngine": "stability_search.engine",
     "cap_logits": "stability_search.engine",
@@ -38,7 +45,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - the five names have five types
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - each name has a type of its own
     """Load a public name on first use.
 
     Raises:

@@ -59,6 +59,8 @@ is_control | boolean | | True if a kill was noted but the trial was let run on.
 started_at | string | UTC, ISO 8601 | When the trial started.
 node | string | | Host that ran it.
 device | string | | `cpu`, or the name of the GPU.
+fp16_kind | string | | How fp16 was computed: `emulated` or `native` on a CPU, `cuda` on a GPU;
+    null in another precision.
 outcome | string | | How the trial ended.
 reason | string | | Why, as a short phrase; empty for `completed`.
 is_stable | boolean | | `completed` with q >= 1/2; null where the end says nothing about

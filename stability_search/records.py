@@ -226,6 +226,8 @@ class TrialSummary(_Record):
         train_s: Seconds spent in training steps.
         wall_s: Seconds from the trial's start to its end.
         device: `cpu`, or the name of the GPU.
+        fp16_kind: How fp16 was computed: `emulated` or `native` on a CPU, `cuda` on a GPU; None
+            in another precision.
     """
 
     outcome: Outcome
@@ -275,6 +277,7 @@ class TrialSummary(_Record):
     train_s: float = 0.0
     wall_s: float = 0.0
     device: str = "cpu"
+    fp16_kind: str | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

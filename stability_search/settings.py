@@ -202,6 +202,110 @@ class KillRule:
             _require("0 < value < 1", name, value, holds=0 < value < 1)
 
 
+class OnAlarm(StrEnum):
+    """What a long run does when an alarm rises; a trial always only warns."""
+
+    WARN = "warn"
+    END_EPOCH = "end_epoch"
+    END_RUN = "end_run"
+
+
+ALARM_SHARES: frozenset[str] = frozenset(
+    {"clip_frac", "overflow_rate", "clamp_frac", "cap_frac", "zero_grad_frac", "skipped_frac"}
+)
+"""Thresholds of `AlarmSettings` that are shares, at most 1; a share of 1 is never exceeded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlarmSettings:
+    """Beyond which value an indicator is worth a warning; every number is > 0.
+
+    An alarm is named like its threshold. Norms do not carry over between models: after a calm
+    run, set those of `grad_norm` to what was rare in it.
+
+    Attributes:
+        epoch_steps: Optimizer steps called an epoch; null takes a 50th of the run, at least 1.
+            Set it to the steps of one pass over your data.
+        on_alarm: What `bad_steps` and `skipped_frac` do in a long run: `warn`, `end_epoch` or
+            `end_run`. A trial always only warns.
+        attention_max: Absolute attention logit before cap and mask that is to be watched. Raise
+            it for a model that is known to train calmly above it.
+        attention_max_degraded: The same from which training is usually worse.
+        attention_max_diverging: The same from which training usually diverges.
+        clip_frac: Share of updates that were clipped; above a half, clipping is a hidden cut of
+            the learning rate. 1 turns the alarm off where that is wanted.
+        overflow_rate: Gradient overflows per step once the loss scale was found; 0.005 is one
+            in 200. Raise it with a short `growth_interval`, which probes more often.
+        clamp_frac: Share of attention outputs beyond the clamp; above it the clamp masks growth
+            and does not cure it.
+        cap_frac: Share of attention logits beyond the cap; above it training depends on the cap.
+        zero_grad_frac: Share of zero gradients above that of fp32, so 0.2 is 20 points; only
+            judged where the share in fp32 is known. Raise it for sparse gradients.
+        update_ratio: RMS of an update over RMS of its weights, in most steps; 1e-3 is typical.
+            Raise it for weights that start near 0, such as adapters.
+        grad_rms_over_eps: Smallest RMS of a weight matrix's gradient over Adam's `eps`, in most
+            steps; the alarm rises *below* it, where `eps` shrinks the update.
+        grad_norm: Gradient norm before clipping that is worth a warning at any time.
+        grad_norm_late: The same after epoch `late_epoch`, when norms should have fallen.
+        late_epoch: Epochs that `grad_norm_late` leaves out at the start.
+        grad_norm_jump: Gradient norm as a multiple of that of the step before. Raise it for
+            batches of very different length.
+        grad_norm_advise: Gradient norm at which a tenth of the learning rate is advised.
+        bad_steps_advise: `bad` steps (NaN or Inf) in an epoch beyond which the same is advised.
+        stale_epochs: Epochs, of at least 20 steps together, without a new lowest mean loss after
+            which the same is advised. Raise it where an epoch is short or its loss noisy.
+        bad_steps: `bad` steps in an epoch beyond which `on_alarm` acts.
+        skipped_frac: Share of an epoch's steps that changed no parameter, two at least and the
+            search for a loss scale left out, beyond which `on_alarm` acts.
+    """
+
+    epoch_steps: int | None = None
+    on_alarm: OnAlarm = OnAlarm.WARN
+    attention_max: float = 100.0
+    attention_max_degraded: float = 1e3
+    attention_max_diverging: float = 1e4
+    clip_frac: float = 0.5
+    overflow_rate: float = 0.005
+    clamp_frac: float = 0.01
+    cap_frac: float = 0.01
+    zero_grad_frac: float = 0.2
+    update_ratio: float = 0.01
+    grad_rms_over_eps: float = 10.0
+    grad_norm: float = 50.0
+    grad_norm_late: float = 20.0
+    late_epoch: int = 5
+    grad_norm_jump: float = 10.0
+    grad_norm_advise: float = 100.0
+    bad_steps_advise: int = 1
+    stale_epochs: int = 3
+    bad_steps: int = 10
+    skipped_frac: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse thresholds outside their range; NaN is outside of every range.
+
+        Raises:
+            ValueError: Names the threshold, the rule and the value received.
+        """
+        words = tuple(str(member) for member in OnAlarm)
+        _require(
+            f"one of {', '.join(words)}", "on_alarm", self.on_alarm, holds=self.on_alarm in words
+        )
+        for spec in dataclasses.fields(self):
+            name, value = spec.name, getattr(self, spec.name)
+            if name == "on_alarm" or (value is None and spec.default is None):
+                continue
+            is_number = isinstance(value, int | float)
+            if name in ALARM_SHARES:
+                _require("0 < value <= 1", name, value, holds=is_number and 0 < value <= 1)
+            elif name == "epoch_steps" or isinstance(spec.default, int):
+                holds = isinstance(value, int) and value >= 1
+                _require("an integer >= 1", name, value, holds=holds)
+            else:
+                holds = is_number and _is_positive(value)
+                _require("a finite number > 0", name, value, holds=holds)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialConstants:
     """What the study fixes for a trial of one horizon.
@@ -234,6 +338,7 @@ class TrialConfig:
         timeout_s: Hard wall-clock limit, > 0.
         seed: Seed of the trial, >= 0.
         kill_rule: When bad steps end the trial.
+        alarms: When an indicator is worth a warning; never ends the trial.
         device: `cpu` or `cuda`.
     """
 
@@ -246,6 +351,7 @@ class TrialConfig:
     timeout_s: float = 300.0
     seed: int = 0
     kill_rule: KillRule = field(default_factory=KillRule)
+    alarms: AlarmSettings = field(default_factory=AlarmSettings)
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
@@ -274,12 +380,15 @@ class TrialConfig:
         """Build the configuration again from what `to_json` returned."""
         engine = dict(data["engine"])
         engine["attention_modules"] = tuple(engine["attention_modules"])
+        alarms = dict(data["alarms"])
+        alarms["on_alarm"] = OnAlarm(alarms["on_alarm"])
         return cls(
             **{
                 **data,
                 "task": TaskReference(**data["task"]),
                 "engine": EngineSettings(**engine),
                 "kill_rule": KillRule(**data["kill_rule"]),
+                "alarms": AlarmSettings(**alarms),
             }
         )
 
@@ -355,37 +464,6 @@ class ConfirmSettings:
     steps: int = 400
     octaves: int = 3
     min_margin: int = 1
-
-
-class OnAlarm(StrEnum):
-    """What a long run does when an alarm rises; a trial always only warns."""
-
-    WARN = "warn"
-    END_EPOCH = "end_epoch"
-    END_RUN = "end_run"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AlarmSettings:
-    """Above which value an indicator is worth a warning; all > 0.
-
-    Attributes:
-        epoch_steps: Optimizer steps called an epoch; None takes a 50th of the run, at least 1.
-        on_alarm: What a long run does; a trial always only warns.
-        attention_max: Largest attention logit; 100 is to be watched, 1e4 is diverging.
-        clip_frac: Share of updates clipped; above a half, clipping is a hidden rate cut.
-        clamp_frac: Share of attention outputs beyond the clamp; above it masks, not cures.
-        cap_frac: The same for attention logits beyond the cap.
-        grad_norm: Gradient norm before clipping.
-    """
-
-    epoch_steps: int | None = None
-    on_alarm: OnAlarm = OnAlarm.WARN
-    attention_max: float = 100.0
-    clip_frac: float = 0.5
-    clamp_frac: float = 0.01
-    cap_frac: float = 0.01
-    grad_norm: float = 50.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from stability_search.alarms import Alarm
 from stability_search.records import (
     PROOF_STEPS,
     Outcome,
@@ -80,10 +81,20 @@ class Tally:
         if record.scale is not None:
             self._count_overflows(record)
 
+    def count(self, alarms: Sequence[Alarm]) -> None:
+        """Count the alarms of one step, by name."""
+        for alarm in alarms:
+            self.alarms[alarm.name] = self.alarms.get(alarm.name, 0) + 1
+
+    def note(self, notes: Sequence[str]) -> None:
+        """Keep what a reader of the result must know, each sentence once."""
+        self.warnings += [note for note in notes if note not in self.warnings]
+
     def _count_overflows(self, record: StepRecord) -> None:
         if self.num_ok_steps_in_scale >= PROOF_STEPS:
             self.num_steps_after_found += 1
-            self.num_overflows_after_found += not record.is_grad_finite
+            is_overflow = not record.is_grad_finite and record.label is not StepLabel.DATA
+            self.num_overflows_after_found += is_overflow
         self.num_ok_steps_in_scale += record.label is StepLabel.OK
 
     @property
@@ -169,7 +180,14 @@ def summarise(  # noqa: PLR0913 - the parts of a summary
         train_s=tally.train_s,
         wall_s=wall_s,
         device=device,
+        fp16_kind=_fp16_kind(config),
     )
+
+
+def _fp16_kind(config: TrialConfig) -> str | None:
+    if config.engine.precision != "fp16":
+        return None
+    return config.engine.fp16_on_cpu if config.device == "cpu" else "cuda"
 
 
 def mean_or_none(values: Sequence[float | None]) -> float | None:

@@ -13,23 +13,23 @@ A diverged trial is a result. Only what says nothing about stability (an error i
 code) is told apart, with its traceback as text.
 """
 
-import contextlib
-import random
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import nn
 
+from stability_search.alarms import AlarmWatch
+from stability_search.assembly import build_engine, initial_model, training_stream
 from stability_search.blind import run_blind
 from stability_search.engine import GuardedEngine
 from stability_search.engine.batches import move
-from stability_search.engine.step import is_out_of_memory
+from stability_search.engine.half_weights import keep_no_half_precision
+from stability_search.engine.step import LossFn, is_out_of_memory
 from stability_search.pruning import KillTest, LossStop
 from stability_search.records import (
     Outcome,
@@ -38,14 +38,11 @@ from stability_search.records import (
     TrialSummary,
     finite_or_none,
 )
-from stability_search.seeding import derive_seed
-from stability_search.settings import TrialConfig, TrialConstants
+from stability_search.settings import OnAlarm, TrialConfig, TrialConstants
 from stability_search.tally import Tally, mean_or_none, summarise
 from stability_search.tasks.base import (
     HasBaseline,
-    HasInitGainParameters,
     HasMetrics,
-    HasParameterGroups,
     HasProbeLoss,
     Task,
 )
@@ -80,19 +77,27 @@ class Progress:
 
 
 class Faults(Protocol):
-    """Where a test can plant a fault; `NoFaults` plants none."""
+    """Where a test can plant a fault; see `stability_search.testing.plant`."""
 
-    def before_step(self, step: int, engine: GuardedEngine, window: list[Any]) -> list[Any]:
-        """Return the window to train on at attempted step `step`, from 1."""
+    def before_step(
+        self, step: int, engine: GuardedEngine, window: list[Any], loss_fn: LossFn
+    ) -> tuple[list[Any], LossFn]:
+        """Return window and loss function to train on at attempted step `step`, from 1."""
         ...
 
 
 class NoFaults:
     """Let every step be as it is."""
 
-    def before_step(self, step: int, engine: GuardedEngine, window: list[Any]) -> list[Any]:  # noqa: ARG002 - the protocol's
-        """Return the window unchanged."""
-        return window
+    def before_step(
+        self,
+        step: int,  # noqa: ARG002 - the protocol's
+        engine: GuardedEngine,  # noqa: ARG002 - the protocol's
+        window: list[Any],
+        loss_fn: LossFn,
+    ) -> tuple[list[Any], LossFn]:
+        """Return window and loss function unchanged."""
+        return window, loss_fn
 
 
 def run_trial(
@@ -196,39 +201,25 @@ class _Trial:
             self.started += clock() - began  # the study's work, not this trial's
         self.engine = self._build_engine()
         self.kill_test = KillTest(config.kill_rule, config.num_planned_steps)
+        # A second rule that ends trials would void the guarantee of the first.
+        warning_only = replace(config.alarms, on_alarm=OnAlarm.WARN)
+        self.watch = AlarmWatch(warning_only, num_planned_steps=config.num_planned_steps)
         self.loss_stop: LossStop | None = None
 
     # -- building ----------------------------------------------------------------------------
 
-    def _initial_model(self) -> nn.Module:
-        _seed_everything(derive_seed(self.config.seed, "model"))
-        return self.task.model().to(self.device).train()
-
-    def _reference_model(self) -> nn.Module:
-        with _other_random_states_kept():
-            return self._initial_model()
-
     def _build_engine(self) -> GuardedEngine:
-        task, model = self.task, self._initial_model()
-        groups = task.parameter_groups(model) if isinstance(task, HasParameterGroups) else None
-        names = (
-            task.init_gain_parameters(model) if isinstance(task, HasInitGainParameters) else None
-        )
-        engine = GuardedEngine(
-            model,
-            self.config.engine,
-            reference=self._reference_model,
-            parameter_groups=groups,
-            init_gain_names=names,
-        )
-        self.tally.warnings.extend(engine.notes)
+        config = self.config
+        engine = build_engine(self.task, config.engine, seed=config.seed, device=self.device)
+        self.tally.note(engine.notes)
         return engine
 
     def _measure_blind_run(self) -> None:
         if isinstance(self.task, HasBaseline):
             self.tally.baseline = finite_or_none(float(self.task.baseline()))
             return
-        blind = run_blind(self._initial_model(), self.probe, self._probe_loss)
+        model = initial_model(self.task, seed=self.config.seed, device=self.device)
+        blind = run_blind(keep_no_half_precision(model), self.probe, self._probe_loss)
         self.tally.has_measured_blind_run = True
         self.tally.blind_loss = blind.loss
         self.tally.blind_batch_losses = blind.batch_losses
@@ -237,16 +228,17 @@ class _Trial:
 
     def run(self) -> Generator[Progress, None, tuple[Outcome, str]]:
         config = self.config
-        _seed_everything(derive_seed(config.seed, "training"))
-        generator = torch.Generator().manual_seed(derive_seed(config.seed, "batches"))
-        stream = iter(self.task.batches(config.batch_size, generator))
+        stream = training_stream(
+            self.task, batch_size=config.batch_size, seed=config.seed, device=self.device
+        )
         probe_steps = set(self.constants.probe_steps)
         self._read_probe(0)
         for step in range(1, config.num_planned_steps + 1):
             fetched = self.clock()
-            window = [self._fetch(stream) for _ in range(config.accumulation_steps)]
-            window = self.faults.before_step(step, self.engine, window)
-            record = self.engine.step(window, self.task.loss)
+            window = [next(stream) for _ in range(config.accumulation_steps)]
+            record = self.engine.step(
+                *self.faults.before_step(step, self.engine, window, self.task.loss)
+            )
             self.tally.train_s += self.clock() - fetched
             is_killed = record.label.is_judged and self.kill_test.update(
                 is_bad=record.label is StepLabel.BAD
@@ -254,6 +246,8 @@ class _Trial:
             record = replace(record, evidence=self.kill_test.evidence)
             self.tally.add(record)
             self.tally.evidence = self.kill_test.evidence
+            self.tally.note(self.engine.notes)
+            self.tally.count(self.watch.see(record))  # no alarm ends a trial
             yield Progress(
                 record=record,
                 num_planned_steps=config.num_planned_steps,
@@ -265,14 +259,6 @@ class _Trial:
             if step in probe_steps:
                 self._read_probe(step)
         return Outcome.COMPLETED, ""
-
-    def _fetch(self, stream: Iterator[Any]) -> Any:  # noqa: ANN401 - the task's own
-        try:
-            return move(next(stream), self.device)
-        except StopIteration:
-            raise RuntimeError(
-                "batches: the iterator must be endless, but it ended. Loop with `while True`."
-            ) from None
 
     def _end_of(self, record: StepRecord, *, is_killed: bool) -> tuple[Outcome, str] | None:
         if self.engine.ended is not None:
@@ -379,23 +365,6 @@ def _outcome_of(error: BaseException) -> Outcome:
     if isinstance(error, RuntimeError) and any(word in text for word in _HARDWARE_ERRORS):
         return Outcome.INFRASTRUCTURE
     return Outcome.USER_ERROR
-
-
-@contextlib.contextmanager
-def _other_random_states_kept() -> Iterator[None]:
-    """Keep Python's and numpy's random state; the engine keeps torch's."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002 - the task's own, given back
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - a task may use the global generator
-    torch.manual_seed(seed)
 
 
 def _first_line(error: BaseException) -> str:

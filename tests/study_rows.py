@@ -212,17 +212,21 @@ def trial_row(
     """Return one finished trial as the ledger keeps it."""
     seconds = 40 * index + {Stage.PILOT: 0, Stage.SEARCH: 400, Stage.CONFIRM: 2600}[stage]
     clock = f"{9 + seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    if "config_id" not in more:
+        more["config_id"] = active_id(values)
     row = TrialRow(
         trial_id=f"{stage}-{index:03d}",
         stage=stage,
         index=index,
-        config_id=active_id(values),
+        config_id=more["config_id"],
         seed=8_675_309_000_000_001 + index,
         settings=values,
         summary=summary,
         started_at=f"2026-03-01T{clock}+00:00",
         node=f"gpu-box-{index % 2}.lab.example",
     )
+    if values.get("precision") == "fp16":
+        row = replace(row, summary=replace(summary, fp16_kind="emulated"))
     return replace(row, **more)
 
 

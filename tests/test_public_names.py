@@ -12,7 +12,15 @@ import stability_search
 from stability_search.settings import EngineSettings
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("EngineSettings", "GuardedEngine", "cap_logits", "read_run", "run")
+NAMES = (
+    "AlarmSettings",
+    "AlarmWatch",
+    "EngineSettings",
+    "GuardedEngine",
+    "cap_logits",
+    "read_run",
+    "run",
+)
 
 
 def test_the_public_names_are_these() -> None:

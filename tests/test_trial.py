@@ -14,6 +14,7 @@ import torch
 
 from stability_search.blind import BlindRun
 from stability_search.engine import GuardedEngine
+from stability_search.engine.step import LossFn
 from stability_search.records import Outcome, StepLabel, TrialSummary
 from stability_search.settings import (
     EngineSettings,
@@ -78,12 +79,14 @@ class BreakWeights:
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def before_step(self, step: int, engine: GuardedEngine, window: list[Any]) -> list[Any]:
+    def before_step(
+        self, step: int, engine: GuardedEngine, window: list[Any], loss_fn: LossFn
+    ) -> tuple[list[Any], LossFn]:
         if step == self.step:
             with torch.no_grad():
                 next(engine.model.parameters()).fill_(3e38)
                 engine.model[3].weight.fill_(3e38)  # type: ignore[index]
-        return window
+        return window, loss_fn
 
 
 def test_a_healthy_trial_completes_learns_and_reads_eleven_probes() -> None:
@@ -173,11 +176,13 @@ def test_without_a_delta_there_is_no_loss_stop() -> None:
 
 def test_a_scale_that_falls_below_one_is_a_scale_collapse() -> None:
     class Overflow:
-        def before_step(self, step: int, engine: GuardedEngine, window: list[Any]) -> list[Any]:
+        def before_step(
+            self, step: int, engine: GuardedEngine, window: list[Any], loss_fn: LossFn
+        ) -> tuple[list[Any], LossFn]:
             if step == 1:
                 for parameter in engine.model.parameters():
                     parameter.register_hook(lambda gradient: gradient * math.inf)
-            return window
+            return window, loss_fn
 
     config = configure(precision="fp16", init_scale=4.0)
     _, summary = run(config, faults=Overflow())
@@ -300,9 +305,11 @@ def test_asking_the_reference_leaves_python_s_and_numpy_s_random_state_alone() -
     drawn: list[tuple[float, float]] = []
 
     class Draw(BreakWeights):
-        def before_step(self, step: int, engine: GuardedEngine, window: list[Any]) -> list[Any]:
+        def before_step(
+            self, step: int, engine: GuardedEngine, window: list[Any], loss_fn: LossFn
+        ) -> tuple[list[Any], LossFn]:
             drawn.append((random.random(), float(np.random.rand())))  # noqa: NPY002, S311
-            return super().before_step(step, engine, window)
+            return super().before_step(step, engine, window, loss_fn)
 
     run(configure(max_bad_steps=3, kill_rule=KillRule(false_kill=1e-9)), faults=Draw(4))
     broken = list(drawn)
@@ -321,3 +328,21 @@ def test_a_broken_card_is_infrastructure_and_an_exit_is_the_user_s() -> None:
         Outcome.USER_ERROR
     )
     assert _outcome_of(SystemExit(1)) is Outcome.USER_ERROR
+
+
+def test_what_cannot_be_looked_at_is_a_warning_and_changes_no_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, seen = run(configure())
+
+    def cannot(_: object) -> list[torch.Tensor]:
+        raise NotImplementedError("amax of this kind of tensor")
+
+    monkeypatch.setattr("stability_search.engine.window._largest", cannot)
+    _, unseen = run(configure())
+
+    assert seen.warnings == ()
+    (warning,) = unseen.warnings
+    assert warning.startswith("The model's output is not fully observed (NotImplementedError: ")
+    assert unseen.judged_losses == seen.judged_losses
+    assert unseen.outcome is Outcome.COMPLETED

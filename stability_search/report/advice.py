@@ -182,9 +182,10 @@ def _precision_warnings(view: View) -> list[str]:
         return []
     found = []
     if view.report.device == "cpu":
+        kinds = " and ".join(sorted({row["fp16_kind"] for row in half if row["fp16_kind"]}))
         found.append(
-            "fp16 ran on a CPU: overflow and loss scaling carry over to a GPU, but rounding, "
-            "softmax and layer norm differ. Confirm there before a long run."
+            f"fp16 was {kinds} on a CPU: overflow and loss scaling carry over to a GPU, but "
+            "rounding, softmax and layer norm differ. Confirm there before a long run."
         )
     horizon = max(row["num_planned_steps"] for row in half)
     intervals = [view.setting(row, "growth_interval") or 0 for row in half]

@@ -1,9 +1,23 @@
 """Indicators of the headline configuration that lie beyond the thresholds of `alarms`."""
 
-from stability_search.report.context import View
-from stability_search.report.wording import number
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean, median
 
-_DIVERGING_LOGIT = 1e4  # Wortsman et al. 2023, arXiv 2309.14322
+from stability_search.records import Outcome
+from stability_search.report.context import Row, View
+from stability_search.report.wording import count, number
+from stability_search.settings import AlarmSettings
+
+# Alarms that rose during the trials and that no column shows. `stale_epochs` is not among them:
+# whether a trial still learned is judged on the probe.
+_COUNTED: tuple[tuple[str, str], ...] = (
+    ("grad_norm_late", "a gradient norm above {grad_norm_late} after epoch {late_epoch}"),
+    ("grad_norm_jump", "a gradient norm {grad_norm_jump} times that of the step before"),
+    ("bad_steps_advise", "more than {bad_steps_advise} bad (NaN or Inf) steps in an epoch"),
+    ("bad_steps", "more than {bad_steps} bad (NaN or Inf) steps in an epoch"),
+    ("skipped_frac", "more than {skipped_frac} of an epoch skipped"),
+)
 
 
 def alarm_sentences(view: View) -> list[str]:
@@ -13,41 +27,129 @@ def alarm_sentences(view: View) -> list[str]:
         view: The study; a configuration that was not confirmed raises no alarm.
 
     Returns:
-        A sentence for each indicator beyond its threshold, with the largest value seen.
+        A sentence for each indicator beyond its threshold, with the value farthest beyond it on
+        any seed; rates of rare things are means over the seeds. What was not measured is silent.
     """
     rows = view.seeds_of(view.headline_id) if view.headline_id else []
-    largest = {
-        name: max((row[name] for row in rows if row[name] is not None), default=None)
-        for name in ("attention_max", "clip_frac", "clamp_frac", "cap_frac", "grad_norm_max")
-    }
     alarms = view.study.alarms
+    return [
+        *_clipping(rows, alarms),
+        *_attention(rows, alarms),
+        *_gradients(rows, alarms),
+        *_updates(rows, alarms),
+        *_low_precision(view, rows),
+        *_during_training(rows, alarms),
+    ]
+
+
+def _measured(rows: Sequence[Row], name: str) -> list[float]:
+    return [row[name] for row in rows if row[name] is not None]
+
+
+def _largest(rows: Sequence[Row], name: str) -> float | None:
+    return max(_measured(rows, name), default=None)
+
+
+def _clipping(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
+    clipped = _largest(rows, "clip_frac")
+    if clipped is None or clipped <= alarms.clip_frac:
+        return []
+    share = f"{clipped:.0%} of its updates were clipped (alarm at {alarms.clip_frac:.0%})"
+    return [f"{share}: clipping acts as a hidden cut of the learning rate."]
+
+
+def _attention(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
     found = []
-    clipped = largest["clip_frac"]
-    if clipped is not None and clipped > alarms.clip_frac:
-        found.append(
-            f"{clipped:.0%} of its updates were clipped (alarm at {alarms.clip_frac:.0%}): "
-            "clipping acts as a hidden cut of the learning rate."
-        )
     for name, limit, what in (
         ("clamp_frac", alarms.clamp_frac, "outputs lay beyond the clamp: masked, not cured"),
         ("cap_frac", alarms.cap_frac, "logits lay beyond the cap: training depends on it"),
     ):
-        share = largest[name]
+        share = _largest(rows, name)
         if share is not None and share > limit:
             found.append(f"{share:.1%} of its attention {what} (alarm at {limit:.1%}).")
-    logit = largest["attention_max"]
-    if logit is not None and logit > alarms.attention_max:
-        how = "only the cap keeps them in range"
-        if largest["cap_frac"] is None:
-            how = "diverging" if logit > _DIVERGING_LOGIT else "to be watched"
-        found.append(
-            f"Its attention logits reached {number(logit)} (alarm at "
-            f"{number(alarms.attention_max)}): {how}."
-        )
-    norm = largest["grad_norm_max"]
+    logit = _largest(rows, "attention_max")
+    for limit, how in (
+        (alarms.attention_max_diverging, "diverging"),
+        (alarms.attention_max_degraded, "degraded"),
+        (alarms.attention_max, "to be watched"),
+    ):
+        if logit is not None and logit > limit:
+            is_capped = _largest(rows, "cap_frac") is not None
+            shown = "only the cap keeps them in range" if is_capped else how
+            found.append(
+                f"Its attention logits reached {number(logit)} (alarm at {number(limit)}): "
+                f"{shown}."
+            )
+            break
+    return found
+
+
+def _gradients(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
+    norm = _largest(rows, "grad_norm_max")
+    reached = "" if norm is None else f"Its gradient norm reached {number(norm)} before clipping"
+    if norm is not None and norm > alarms.grad_norm_advise:
+        at = f"alarm at {number(alarms.grad_norm_advise)}"
+        return [f"{reached} ({at}): a tenth of its learning rate is advised."]
     if norm is not None and norm > alarms.grad_norm:
+        return [f"{reached} (alarm at {number(alarms.grad_norm)})."]
+    return []
+
+
+def _updates(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
+    found = []
+    ratio = _largest(rows, "update_ratio")
+    if ratio is not None and ratio > alarms.update_ratio:
         found.append(
-            f"Its gradient norm reached {number(norm)} before clipping "
-            f"(alarm at {number(alarms.grad_norm)})."
+            f"A typical update was {number(ratio)} of its weights in size (alarm at "
+            f"{number(alarms.update_ratio)}, 1e-3 is typical): large steps for these weights."
+        )
+    gradient = min(_measured(rows, "grad_rms_over_eps"), default=None)
+    if gradient is not None and gradient < alarms.grad_rms_over_eps:
+        found.append(
+            f"The smallest gradient of a weight matrix was {number(gradient)} times Adam's eps "
+            f"(alarm below {number(alarms.grad_rms_over_eps)}): eps shrinks its update."
         )
     return found
+
+
+def _low_precision(view: View, rows: Sequence[Row]) -> list[str]:
+    """Judge overflows over all seeds together, and zero gradients against the fp32 pilot."""
+    alarms, found = view.study.alarms, []
+    rates = _measured(rows, "overflow_rate")
+    if rates and fmean(rates) > alarms.overflow_rate:
+        found.append(
+            f"Its gradients overflowed in {fmean(rates):.1%} of the steps after the loss scale "
+            f"was found (alarm at {alarms.overflow_rate:.1%}): lower max_scale, or use bf16."
+        )
+    low = [row for row in rows if view.setting(row, "precision") not in {None, "fp32"}]
+    share = _largest(low, "zero_grad_frac")
+    pilot = [row for row in view.in_stage("pilot") if row["outcome"] == Outcome.COMPLETED]
+    in_fp32 = _measured(pilot, "zero_grad_frac")
+    if share is not None and in_fp32 and share - median(in_fp32) > alarms.zero_grad_frac:
+        found.append(
+            f"{share:.0%} of its gradients were zero, in the fp32 pilot {median(in_fp32):.0%} "
+            f"(alarm {100 * alarms.zero_grad_frac:.0f} points above): small ones vanish in "
+            "low precision."
+        )
+    return found
+
+
+def _during_training(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
+    counts: Counter[str] = Counter()
+    for row in rows:
+        for entry in (row["alarms"] or "").split(", "):
+            name, _, times = entry.rpartition(" ")
+            counts[name] += int(times) if times.isdecimal() else 0
+    limits = {name: number(getattr(alarms, name)) for name, _ in _COUNTED}
+    limits |= {
+        "late_epoch": number(alarms.late_epoch),
+        "skipped_frac": f"{alarms.skipped_frac:.0%}",
+    }
+    said = [
+        f"{words.format(**limits)} ({count(counts[name], 'time')})"
+        for name, words in _COUNTED
+        if counts[name]
+    ]
+    if not said:
+        return []
+    return [f"Alarms rose while it trained on {count(len(rows), 'seed')}: {'; '.join(said)}."]

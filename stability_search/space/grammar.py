@@ -15,7 +15,13 @@ from pydantic import ValidationError as GrammarError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from stability_search.records import Json
-from stability_search.settings import AlarmSettings, OnAlarm, SamplerName, StudySettings
+from stability_search.settings import (
+    ALARM_SHARES,
+    AlarmSettings,
+    OnAlarm,
+    SamplerName,
+    StudySettings,
+)
 from stability_search.space.setting_values import attribute_docs, did_you_mean, null_hint
 from stability_search.space.tree import KeyPath, Node, Problems, dotted
 
@@ -208,11 +214,11 @@ def _alarm_field(spec: "dataclasses.Field[Any]", hint: Any) -> tuple[Any, Any]: 
     if hint is OnAlarm:
         words = tuple(str(member) for member in OnAlarm)
         return Literal[words], Field(default=str(spec.default), description=description)
-    if spec.type is bool:
-        return hint, Field(default=spec.default, description=description)
     # The limit belongs to the number: null, where allowed, has none.
-    number: Any = Annotated[int if int in typing.get_args(hint) else float, Field(gt=0)]
-    held = number | None if type(None) in typing.get_args(hint) else number
+    members = typing.get_args(hint) or (hint,)
+    largest = 1 if spec.name in ALARM_SHARES else None
+    number: Any = Annotated[int if int in members else float, Field(gt=0, le=largest)]
+    held = number | None if type(None) in members else number
     return held, Field(default=spec.default, description=description)
 
 
@@ -220,7 +226,7 @@ _ALARM_HINTS = typing.get_type_hints(AlarmSettings)
 AlarmsBlock: type[Block] = create_model(
     "AlarmsBlock",
     __base__=Block,
-    __doc__="Above which value an indicator is worth a warning.",
+    __doc__="Beyond which value an indicator is worth a warning.",
     **{  # type: ignore[call-overload]  # one key for each field that settings.py declares
         spec.name: _alarm_field(spec, _ALARM_HINTS[spec.name])
         for spec in dataclasses.fields(AlarmSettings)

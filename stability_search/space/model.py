@@ -172,6 +172,7 @@ class Space:
             timeout_s=self.study.timeout_s * steps / self.study.trial_steps,
             seed=seed,
             kill_rule=self.study.kill_rule,
+            alarms=self.study.alarms,
             device=device,
             **trial,
         )

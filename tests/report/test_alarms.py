@@ -1,9 +1,11 @@
 """What an indicator beyond its threshold says beside the verdict."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from stability_search.records import Stage, TrialRow
 from stability_search.report.alarms import alarm_sentences
 from stability_search.report.context import View
 from stability_search.settings import AlarmSettings
@@ -11,20 +13,55 @@ from tests.report.study_reports import report_of
 from tests.study_rows import StudyCase, interrupted_study, stable_study
 
 QUIET = AlarmSettings(
-    attention_max=1e9, clip_frac=1.0, clamp_frac=1.0, cap_frac=1.0, grad_norm=1e9
+    attention_max=1e9,
+    attention_max_degraded=1e9,
+    attention_max_diverging=1e9,
+    clip_frac=1.0,
+    clamp_frac=1.0,
+    cap_frac=1.0,
+    grad_norm=1e9,
+    grad_norm_advise=1e9,
+    overflow_rate=1.0,
+    zero_grad_frac=1.0,
+    update_ratio=1e9,
+    grad_rms_over_eps=1e-9,
 )
+CALM: dict[str, Any] = {
+    "clip_frac": 0.0,
+    "clamp_frac": 0.0,
+    "cap_frac": 0.0,
+    "attention_max": 1.0,
+    "grad_norm_max": 1.0,
+    "overflow_rate": 0.0,
+    "zero_grad_frac": 0.0,
+    "update_ratio": 1e-3,
+    "grad_rms_over_eps": 1e6,
+    "alarms": {},
+}
 
 
-def said(alarms: AlarmSettings, **measured: float | None) -> list[str]:
+def said(
+    thresholds: AlarmSettings,
+    *,
+    pilot: float | None = None,
+    precision: str | None = None,
+    **measured: Any,  # noqa: ANN401 - any measurement of a summary
+) -> list[str]:
+    """Return the sentences where the choice's trials measured this and the pilot's that."""
     case: StudyCase = stable_study()
-    rows = tuple(
-        replace(row, summary=replace(row.summary, **measured))
-        if row.config_id == case.verdict.choice
-        else row
-        for row in case.rows
+
+    def change(row: TrialRow) -> TrialRow:
+        if row.stage is Stage.PILOT:
+            return replace(row, summary=replace(row.summary, zero_grad_frac=pilot))
+        if row.config_id != case.verdict.choice:
+            return row
+        settings = {**row.settings, **({"precision": precision} if precision else {})}
+        return replace(row, settings=settings, summary=replace(row.summary, **measured))
+
+    study = replace(case.study, alarms=thresholds)
+    return alarm_sentences(
+        View(report_of(replace(case, rows=tuple(map(change, case.rows)), study=study)))
     )
-    study = replace(case.study, alarms=alarms)
-    return alarm_sentences(View(report_of(replace(case, rows=rows, study=study))))
 
 
 @pytest.mark.parametrize(
@@ -39,30 +76,75 @@ def said(alarms: AlarmSettings, **measured: float | None) -> list[str]:
             100.0,
             "reached 500 (alarm at 100): only the cap keeps",
         ),
-        ("grad_norm_max", 80.0, 50.0, "reached 80 before clipping (alarm at 50)"),
+        ("grad_norm", 80.0, 50.0, "reached 80 before clipping (alarm at 50)."),
+        ("grad_norm_advise", 120.0, 100.0, "(alarm at 100): a tenth of its learning rate"),
+        ("overflow_rate", 0.02, 0.005, "overflowed in 2.0% of the steps after the loss scale"),
+        ("update_ratio", 0.02, 0.01, "A typical update was 0.02 of its weights in size (alarm at"),
+        ("grad_rms_over_eps", 3.0, 10.0, "was 3 times Adam's eps (alarm below 10): eps shrinks"),
     ],
 )
 def test_an_indicator_beyond_its_threshold_is_told_and_one_below_is_not(
     name: str, value: float, limit: float, words: str
 ) -> None:
-    threshold = "grad_norm" if name == "grad_norm_max" else name
-    measured = {
-        "clip_frac": 0.0,
-        "clamp_frac": 0.0,
-        "cap_frac": 0.0,
-        "attention_max": 1.0,
-        "grad_norm_max": 1.0,
-    } | {name: value}
-    sentences = said(replace(QUIET, **{threshold: limit}), **measured)
+    column = "grad_norm_max" if name.startswith("grad_norm") else name
+    measured = {**CALM, column: value}
+    sentences = said(replace(QUIET, **{name: limit}), **measured)
     assert len(sentences) == 1
     assert words in sentences[0]
     assert said(QUIET, **measured) == []
+    assert said(replace(QUIET, **{name: limit}), **CALM) == []
 
 
-@pytest.mark.parametrize(("logit", "words"), [(500.0, "to be watched"), (5e5, "diverging")])
+def test_what_was_not_measured_raises_no_alarm() -> None:
+    assert said(AlarmSettings(), **{**dict.fromkeys(CALM), "alarms": {}}) == []
+
+
+def test_one_overflow_on_one_of_five_seeds_is_no_alarm() -> None:
+    case = stable_study()
+    first = next(row for row in case.rows if row.config_id == case.verdict.choice)
+
+    def sentences(rate: float) -> list[str]:
+        def change(row: TrialRow) -> TrialRow:
+            if row.config_id != case.verdict.choice:
+                return row
+            own = rate if row.seed_index == first.seed_index else 0.0
+            return replace(row, summary=replace(row.summary, **{**CALM, "overflow_rate": own}))
+
+        return alarm_sentences(View(report_of(replace(case, rows=tuple(map(change, case.rows))))))
+
+    assert sentences(1 / 180) == []
+    assert len(sentences(0.1)) == 1
+
+
+def test_zero_gradients_in_low_precision_are_compared_with_the_fp32_pilot() -> None:
+    alarms = replace(QUIET, zero_grad_frac=0.2)
+    [sentence] = said(alarms, pilot=0.05, **{**CALM, "zero_grad_frac": 0.4})  # the choice is bf16
+    assert sentence == (
+        "40% of its gradients were zero, in the fp32 pilot 5% (alarm 20 points above): small "
+        "ones vanish in low precision."
+    )
+    assert said(alarms, pilot=0.25, **{**CALM, "zero_grad_frac": 0.4}) == []
+    assert said(alarms, pilot=None, **{**CALM, "zero_grad_frac": 0.4}) == []
+    in_fp32 = said(alarms, pilot=0.05, precision="fp32", **{**CALM, "zero_grad_frac": 0.4})
+    assert in_fp32 == []
+
+
+def test_alarms_that_rose_during_training_are_counted_over_the_seeds() -> None:
+    rose = {"grad_norm_jump": 2, "bad_steps": 1, "stale_epochs": 7, "clip_frac": 3}
+    [sentence] = said(QUIET, **{**CALM, "alarms": rose})
+    assert sentence == (
+        "Alarms rose while it trained on 5 seeds: a gradient norm 10 times that of the step "
+        "before (10 times); more than 10 bad (NaN or Inf) steps in an epoch (5 times)."
+    )
+    assert said(QUIET, **{**CALM, "alarms": {"stale_epochs": 7}}) == []
+
+
+@pytest.mark.parametrize(
+    ("logit", "words"), [(500.0, "to be watched"), (5e3, "degraded"), (5e5, "diverging")]
+)
 def test_large_logits_without_a_cap_say_how_bad_it_is(logit: float, words: str) -> None:
-    measured = {"attention_max": logit, "cap_frac": None}
-    [sentence] = said(replace(QUIET, attention_max=100.0), **measured)
+    measured = {**CALM, "attention_max": logit, "cap_frac": None}
+    [sentence] = said(AlarmSettings(), **measured)
     assert sentence.endswith(f"{words}.")
 
 

@@ -123,7 +123,7 @@ def test_the_terminal_says_everything_that_must_stand_beside_a_score() -> None:
         "target word_error_rate <= 0.3: missed",
         "the fastest that meets the bar",
         "today's",
-        "warning: fp16 ran on a CPU",
+        "warning: fp16 was emulated on a CPU",
         "warning: TPE ran with trials in flight",
     ):
         assert words in text

@@ -7,19 +7,15 @@ What is wrong comes back as plain sentences. What a task raises is not caught: i
 more than we could.
 """
 
-import contextlib
-import dataclasses
-import hashlib
 import itertools
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stability_search.assembly import other_random_states_kept
 from stability_search.tasks.base import (
     REQUIRED_METHODS,
     Batch,
@@ -30,6 +26,9 @@ from stability_search.tasks.base import (
     HasProbeLoss,
     Task,
 )
+from stability_search.testing.fingerprint import fingerprint, random_state, seed_everything
+from stability_search.testing.process_settings import settings_restored
+from stability_search.testing.side_effects import find_side_effects
 
 _MIN_PROBE_BATCHES = 4  # fewer, and the noise of the probe cannot be estimated
 _OTHER_SEED = 1
@@ -47,8 +46,9 @@ def check_task(
         seed: Seed of the compared streams, >= 0.
 
     Returns:
-        One sentence per finding, in the order of the protocol; empty if all is well. The global
-        random states are left as they were found.
+        One sentence per finding; empty if all is well. What the task keeps, shares or changes is
+        looked for once its methods are sound one by one; two short trials are part of that.
+        Global random states and torch's global settings are left as they were found.
 
     Example:
         >>> check_task(object())
@@ -58,20 +58,41 @@ def check_task(
     missing = [name for name in REQUIRED_METHODS if not callable(getattr(task, name, None))]
     if missing:
         return tuple(f"The method `{name}` is missing." for name in missing)
-    with _restored_random_state():
-        _seed_everything(seed)
-        model: object = task.model()
-        if not isinstance(model, nn.Module):
-            got = type(model).__name__
-            return (f"`model` must return a torch.nn.Module, but returned {got}.",)
-        findings = [
-            *_check_model(task, model, seed),
-            *_check_batches(task, batch_size, num_batches, seed),
-            *_check_probe(task),
-            *_check_loss(task, model, batch_size, seed),
-            *_check_optional(task, model),
-        ]
+    with torch.random.fork_rng(), other_random_states_kept():
+        findings = _with_settings(_check_methods(task, batch_size, num_batches, seed))
+        if not findings:
+            findings = _with_settings(
+                find_side_effects(task, batch_size=batch_size, num_batches=num_batches, seed=seed)
+            )
+    if not isinstance(task, HasBaseline):
+        findings.append(
+            "The method `baseline` is missing: return the probe loss of the best prediction that "
+            "ignores its input, so that progress is not measured from a poor start."
+        )
     return tuple(findings)
+
+
+def _with_settings(findings: Iterator[str]) -> list[str]:
+    """Look for findings, and for settings of the process that were changed meanwhile."""
+    with settings_restored() as changed:
+        found = list(findings)
+    return found + [
+        f"The task leaves {name} changed; other tasks share the process." for name in changed
+    ]
+
+
+def _check_methods(task: Task, batch_size: int, num_batches: int, seed: int) -> Iterator[str]:
+    seed_everything(seed)
+    model: object = task.model()
+    if not isinstance(model, nn.Module):
+        got = type(model).__name__
+        yield f"`model` must return a torch.nn.Module, but returned {got}."
+        return
+    yield from _check_model(task, model, seed)
+    yield from _check_batches(task, batch_size, num_batches, seed)
+    yield from _check_probe(task)
+    yield from _check_loss(task, model, batch_size, seed)
+    yield from _check_optional(task, model)
 
 
 def _check_model(task: Task, model: nn.Module, seed: int) -> Iterator[str]:
@@ -79,8 +100,8 @@ def _check_model(task: Task, model: nn.Module, seed: int) -> Iterator[str]:
         yield "`model` has no parameter to train."
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         yield "`model` starts with a parameter that is NaN or infinite."
-    _seed_everything(seed)
-    if _fingerprint(model.state_dict()) != _fingerprint(task.model().state_dict()):
+    seed_everything(seed)
+    if fingerprint(model.state_dict()) != fingerprint(task.model().state_dict()):
         yield (
             "`model` gives other weights under the same seed; take its randomness from "
             "torch's global generator, which is seeded before the call."
@@ -89,17 +110,17 @@ def _check_model(task: Task, model: nn.Module, seed: int) -> Iterator[str]:
 
 def _check_batches(task: Task, batch_size: int, num_batches: int, seed: int) -> Iterator[str]:
     def draw(stream_seed: int, global_seed: int) -> list[bytes]:
-        _seed_everything(global_seed)
+        seed_everything(global_seed)
         batches = task.batches(batch_size, torch.Generator().manual_seed(stream_seed))
-        return [_fingerprint(batch) for batch in itertools.islice(batches, num_batches)]
+        return [fingerprint(batch) for batch in itertools.islice(batches, num_batches)]
 
     first = draw(seed, seed)
     if len(first) < num_batches:
         yield f"`batches` must never end, but ended after {len(first)}; wrap it in a loop."
-    _seed_everything(seed)
-    before = _random_state()
+    seed_everything(seed)
+    before = random_state()
     again = draw(seed, seed)
-    if _random_state() != before:
+    if random_state() != before:
         yield (
             "`batches` draws from a global random state (torch, numpy or random); "
             "use the generator it is given."
@@ -113,16 +134,16 @@ def _check_batches(task: Task, batch_size: int, num_batches: int, seed: int) -> 
 
 
 def _check_probe(task: Task) -> Iterator[str]:
-    _seed_everything(0)
-    before = _random_state()
+    seed_everything(0)
+    before = random_state()
     probe = task.probe()
-    first = _fingerprint(list(probe))
-    _seed_everything(_OTHER_SEED)
-    if _fingerprint(list(task.probe())) != first:
+    first = fingerprint(list(probe))
+    seed_everything(_OTHER_SEED)
+    if fingerprint(list(task.probe())) != first:
         yield "`probe` must return the same batches at every call, but they differ."
-    _seed_everything(0)
+    seed_everything(0)
     task.probe()
-    if _random_state() != before:
+    if random_state() != before:
         yield "`probe` draws from a global random state; give it a generator with a fixed seed."
     if len(probe) < _MIN_PROBE_BATCHES:
         yield (
@@ -178,11 +199,6 @@ def _has_gradient(loss: object) -> bool:
 def _check_optional(task: Task, model: nn.Module) -> Iterator[str]:
     if isinstance(task, HasBaseline):
         yield from _check_baseline(task)
-    else:
-        yield (
-            "The method `baseline` is missing: return the probe loss of the best prediction that "
-            "ignores its input, so that progress is not measured from a poor start."
-        )
     if isinstance(task, HasMetrics):
         yield from _check_metrics(task, model, task.probe())
     if isinstance(task, HasInitGainParameters):
@@ -195,10 +211,10 @@ def _check_optional(task: Task, model: nn.Module) -> Iterator[str]:
 
 
 def _check_baseline(task: HasBaseline) -> Iterator[str]:
-    _seed_everything(0)
+    seed_everything(0)
     first: object = task.baseline()
-    _seed_everything(_OTHER_SEED)
-    if not isinstance(first, int | float) or not math.isfinite(first):
+    seed_everything(_OTHER_SEED)
+    if isinstance(first, bool) or not isinstance(first, int | float) or not math.isfinite(first):
         yield f"`baseline` must return a finite number, but returned {first!r}."
     elif task.baseline() != first:
         yield "`baseline` must return the same number at every call, but they differ."
@@ -219,58 +235,3 @@ def _check_groups(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> Iter
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in grouped:
             yield f"`parameter_groups` leaves out `{name}`; it would never be trained."
-
-
-def _seed_everything(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the global state is what is under test
-    random.seed(seed)
-
-
-def _random_state() -> bytes:
-    """Fingerprint the three global random states."""
-    return _fingerprint(
-        (torch.get_rng_state(), np.random.get_state(), random.getstate())  # noqa: NPY002
-    )
-
-
-@contextlib.contextmanager
-def _restored_random_state() -> Iterator[None]:
-    states = (np.random.get_state(), random.getstate())  # noqa: NPY002
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            np.random.set_state(states[0])  # noqa: NPY002
-            random.setstate(states[1])
-
-
-def _fingerprint(tree: object) -> bytes:
-    """Hash a nest of containers, dataclasses, objects, arrays and tensors by content."""
-    digest = hashlib.sha256()
-    for leaf in _leaves(tree):
-        digest.update(leaf)
-    return digest.digest()
-
-
-def _leaves(tree: object) -> Iterator[bytes]:
-    yield type(tree).__name__.encode()
-    if isinstance(tree, Tensor):
-        yield from _leaves(tree.detach().to("cpu", torch.float64).numpy())
-    elif isinstance(tree, np.ndarray):
-        yield f"{tree.shape}{tree.dtype}".encode()
-        yield tree.tobytes()
-    elif isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _leaves(key)
-            yield from _leaves(value)
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from _leaves(item)
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        for field in dataclasses.fields(tree):
-            yield from _leaves(getattr(tree, field.name))
-    elif hasattr(tree, "__dict__"):
-        yield from _leaves(vars(tree))
-    else:
-        yield repr(tree).encode()

@@ -10,31 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from stability_search.testing import check_task
+from tests.testing.sound_task import Deep, Sound
 
 Method = Callable[..., Any]
-
-
-class Sound:
-    """A line through points: sound in every respect, the ten-line task of the user's guide."""
-
-    def model(self) -> nn.Module:
-        return nn.Linear(3, 1)
-
-    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
-        while True:
-            inputs = torch.randn(batch_size, 3, generator=generator)
-            yield {"inputs": inputs, "targets": inputs.sum(dim=1, keepdim=True)}
-
-    def probe(self) -> Sequence[dict[str, Tensor]]:
-        batches = Sound.batches(self, 8, torch.Generator().manual_seed(1))
-        return [next(batches) for _ in range(4)]
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
-        return nn.functional.mse_loss(model(batch["inputs"]), batch["targets"])
-
-    def baseline(self) -> float:
-        targets = torch.stack([batch["targets"] for batch in self.probe()])
-        return targets.var(correction=0).item()
 
 
 def with_method(name: str, method: Method) -> Any:  # noqa: ANN401 - a task with one fault
@@ -137,8 +115,10 @@ def number(_task: Sound, _model: nn.Module, _batch: object) -> float:
     return 1.0
 
 
-def test_a_sound_task_has_no_findings() -> None:
-    assert check_task(Sound()) == ()
+@pytest.mark.parametrize("task", [Sound(), Deep()])
+def test_a_sound_task_has_no_findings(task: Sound) -> None:
+    assert check_task(task) == ()
+    assert check_task(task) == ()
 
 
 def test_a_loss_of_named_terms_is_sound() -> None:

@@ -1,0 +1,471 @@
+"""Alarms of a running training: indicators beyond their thresholds, said once an epoch.
+
+see(record):
+    judge the step: gradient norm, attention logits, overflows, bad and skipped steps
+    at an epoch's end judge what only many steps show: shares, and whether the loss still falls
+    say what a long run must do where too many steps of an epoch were lost
+
+Every number of a record may be None (not finite, or not measured): it then raises no alarm, is
+left out of every mean and share, and a later step is compared with the last number there was.
+"""
+
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from stability_search.records import PROOF_STEPS, StepLabel, StepRecord, finite_or_none
+from stability_search.settings import AlarmSettings, OnAlarm
+
+NUM_EPOCHS = 50  # of a run whose `epoch_steps` is not given
+MIN_VALUES = 20  # fewer say nothing about a share: shorter epochs are joined
+RECENT_STEPS = 200  # steps over which a share or the rate of overflows is taken
+_LARGEST = sys.float_info.max
+
+# What rises together, worst first: within an epoch nothing milder follows on something worse.
+_NORM_LADDER = ("grad_norm_advise", "grad_norm", "grad_norm_late")
+_ATTENTION_LADDER = ("attention_max_diverging", "attention_max_degraded", "attention_max")
+_BAD_LADDER = ("bad_steps", "bad_steps_advise")
+_ENDING = frozenset({"bad_steps", "skipped_frac"})
+_CRITICAL = _ENDING | {"attention_max_diverging"}
+
+_SMALLER_RATE = (
+    "Go on from the last good checkpoint with a tenth of the learning rate; it is not changed "
+    "for you."
+)
+_BOUND_LOGITS = "attention_logit_cap bounds them, QK-norm or a lower learning_rate cures them."
+_ADVICE: Mapping[str, str] = {
+    "attention_max": f"Watch them: {_BOUND_LOGITS}",
+    "attention_max_degraded": f"Training is usually worse from here on: {_BOUND_LOGITS}",
+    "attention_max_diverging": f"Training usually diverges from here on: {_BOUND_LOGITS}",
+    "clip_frac": "Clipping acts as a hidden cut of the learning rate: lower learning_rate or "
+    "raise clip_norm.",
+    "overflow_rate": "The loss scale keeps overflowing: lower max_scale or raise "
+    "growth_interval; if that does not help, use bf16.",
+    "clamp_frac": "The clamp masks growth and does not cure it: attention_logit_cap or a lower "
+    "learning_rate does.",
+    "cap_frac": "Training depends on the cap: lower learning_rate.",
+    "zero_grad_frac": "Small gradients vanish in low precision: raise init_scale, or use bf16.",
+    "update_ratio": "Updates are large for their weights: lower learning_rate or warm up longer.",
+    "grad_rms_over_eps": "eps shrinks the update: lower eps, or raise clip_norm.",
+    "grad_norm": "Clip it (clip_norm), or lower learning_rate if it stays there.",
+    "grad_norm_late": "It should have fallen by now: lower learning_rate.",
+    "grad_norm_jump": "Look at the batch of this step.",
+    "grad_norm_advise": _SMALLER_RATE,
+    "bad_steps_advise": _SMALLER_RATE,
+    "stale_epochs": _SMALLER_RATE,
+    "bad_steps": "Go on from the last good checkpoint with a tenth of the learning rate, or "
+    "without mixed precision.",
+    "skipped_frac": "Too many steps are lost to NaN or Inf: look at the data, then leave mixed "
+    "precision or lower the learning rate.",
+}
+ALARM_NAMES: tuple[str, ...] = tuple(_ADVICE)
+"""Every alarm, named like its threshold in `AlarmSettings`."""
+
+
+class AlarmLevel(StrEnum):
+    """How bad it is."""
+
+    WARNING = "WARNING"
+    CRITICAL = "CRITICAL"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alarm:
+    """An indicator beyond its threshold.
+
+    Attributes:
+        name: The threshold it passed, a field of `AlarmSettings`.
+        level: `CRITICAL` where training is being lost, else `WARNING`.
+        step: Attempted step at which it rose.
+        epoch: Epoch of that step, from 1.
+        value: What was measured, finite.
+        threshold: What it was compared with.
+        message: One line for the log, the level first: step, epoch, value, threshold, advice.
+        advice: What to do, the last part of the message.
+    """
+
+    name: str
+    level: AlarmLevel
+    step: int
+    epoch: int
+    value: float
+    threshold: float
+    message: str
+    advice: str
+
+    def __str__(self) -> str:
+        """Return the line for the log."""
+        return self.message
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochSummary:
+    """A finished epoch in four numbers.
+
+    Attributes:
+        epoch: Its number, from 1.
+        num_steps: Attempted steps; fewer than `epoch_steps` if it was ended early.
+        loss: Mean finite loss; None if there was none.
+        grad_norm: Mean finite gradient norm before clipping; None if there was none.
+        num_skipped: Steps that changed no parameter, the search for a loss scale left out.
+    """
+
+    epoch: int
+    num_steps: int
+    loss: float | None
+    grad_norm: float | None
+    num_skipped: int
+
+
+def epoch_line(summary: EpochSummary) -> str:
+    """Say how an epoch went in one line for the log.
+
+    Example:
+        >>> epoch_line(EpochSummary(epoch=3, num_steps=9, loss=9.5, grad_norm=2.25, num_skipped=1))
+        'epoch 3: loss 9.5, grad_norm 2.25, 1 of 9 steps skipped'
+    """
+    loss, norm = (
+        "NaN or Inf" if value is None else f"{value:.4g}"
+        for value in (summary.loss, summary.grad_norm)
+    )
+    return (
+        f"epoch {summary.epoch}: loss {loss}, grad_norm {norm}, "
+        f"{summary.num_skipped} of {summary.num_steps} steps skipped"
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class _Mean:
+    """A running mean that stays finite."""
+
+    count: int = 0
+    mean: float = 0.0
+
+    def add(self, value: float | None) -> None:
+        """Take in a number; None is left out."""
+        number = finite_or_none(value)
+        if number is None:
+            return
+        self.count += 1
+        # A sum could overflow; a convex combination does so by rounding at most.
+        mean = self.mean * ((self.count - 1) / self.count) + number / self.count
+        self.mean = max(-_LARGEST, min(_LARGEST, mean))
+
+    @property
+    def value(self) -> float | None:
+        """The mean; None if there was no number."""
+        return self.mean if self.count else None
+
+
+@dataclass(kw_only=True, slots=True)
+class _Epoch:
+    """What is counted anew in every epoch."""
+
+    number: int = 1
+    num_steps: int = 0
+    num_bad: int = 0
+    num_skipped: int = 0
+    loss: _Mean = field(default_factory=_Mean)
+    grad_norm: _Mean = field(default_factory=_Mean)
+    risen: list[str] = field(default_factory=list)
+
+
+# What is judged over many steps; a mean, or for the last two what most steps show.
+_SHARES: Mapping[str, str] = {
+    "clip_frac": "share of updates clipped (gradient clipping)",
+    "clamp_frac": "share of attention outputs beyond the clamp",
+    "cap_frac": "share of attention logits beyond the cap",
+    "zero_grad_frac": "share of zero gradients, over that of fp32,",
+    "update_ratio": "RMS of the update over RMS of the weights, in a typical step,",
+    "grad_rms_over_eps": "smallest gradient RMS over eps, in a typical step,",
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class _State:
+    """What a resumed run goes on with."""
+
+    step: int = 0
+    epoch: _Epoch = field(default_factory=_Epoch)
+    recent: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in _SHARES})
+    last_norm: float | None = None
+    lowest_loss: float | None = None
+    num_stale: int = 0
+    num_stale_steps: int = 0
+    num_ok_in_scale: int = 0
+    num_found: int = 0
+    overflows: list[int] = field(default_factory=list)
+
+
+class AlarmWatch:
+    """Look at every step of a training and say what is worth a warning.
+
+    Each alarm rises at most once an epoch, of what rises together only the worst. Shares are
+    judged at an epoch's end over its last 200 values; epochs of fewer than 20 are joined.
+
+    Args:
+        settings: The thresholds, and what to do in a long run.
+        num_planned_steps: Planned optimizer steps, >= 1; a 50th of them is an epoch unless
+            `settings.epoch_steps` says otherwise.
+        fp32_zero_grad_frac: Share of zero gradients of the same training in fp32, in [0, 1];
+            None where it is not known, and `zero_grad_frac` then never rises.
+
+    Raises:
+        ValueError: `num_planned_steps` or `fp32_zero_grad_frac` is outside its range.
+
+    Source:
+        Thresholds and their origin, search_spaces/README.md.
+
+    Example:
+        >>> watch = AlarmWatch(AlarmSettings(grad_norm=5.0), num_planned_steps=100)
+        >>> record = StepRecord(step=1, label=StepLabel.OK, loss=2.0, is_loss_finite=True,
+        ...                     grad_norm=8.0, is_grad_finite=True, clipped=False,
+        ...                     is_applied=True, learning_rate=0.1, scale=None)
+        >>> for alarm in watch.see(record):
+        ...     print(alarm)  # doctest: +ELLIPSIS
+        WARNING step 1 epoch 1: gradient norm (grad_norm) 8 is above 5 (alarms.grad_norm). Clip...
+    """
+
+    def __init__(
+        self,
+        settings: AlarmSettings,
+        *,
+        num_planned_steps: int,
+        fp32_zero_grad_frac: float | None = None,
+    ) -> None:
+        if num_planned_steps < 1:
+            raise ValueError(
+                f"num_planned_steps: value >= 1 must hold, but got {num_planned_steps}."
+            )
+        if fp32_zero_grad_frac is not None and not 0 <= fp32_zero_grad_frac <= 1:
+            raise ValueError(
+                f"fp32_zero_grad_frac: 0 <= value <= 1 must hold, but got {fp32_zero_grad_frac}."
+            )
+        self.settings = settings
+        self.epoch_steps = settings.epoch_steps or max(1, num_planned_steps // NUM_EPOCHS)
+        self.must_end: OnAlarm | None = None
+        self.finished_epoch: EpochSummary | None = None
+        self._fp32_zero_grad_frac = fp32_zero_grad_frac
+        self._state = _State()
+
+    def see(self, record: StepRecord) -> tuple[Alarm, ...]:
+        """Judge one step, in order; afterwards `must_end` and `finished_epoch` are of this step.
+
+        Args:
+            record: What the engine returned; a None in it raises no alarm.
+
+        Returns:
+            What rose, each with a line for the log; empty for a calm step.
+        """
+        self.must_end = self.finished_epoch = None
+        state, epoch = self._state, self._state.epoch
+        state.step = record.step
+        self._count(record)
+        found = [
+            *self._norm_alarms(finite_or_none(record.grad_norm)),
+            *self._attention_alarms(finite_or_none(record.attention_max)),
+            *self._overflow_alarms(record),
+            *self._lost_step_alarms(),
+        ]
+        acts = self.settings.on_alarm != OnAlarm.WARN
+        if acts and any(alarm.name in _ENDING for alarm in found):
+            self.must_end = OnAlarm(self.settings.on_alarm)
+        if self.must_end or epoch.num_steps >= self.epoch_steps:
+            found += self.end_epoch()
+        return tuple(found)
+
+    def end_epoch(self) -> tuple[Alarm, ...]:
+        """End the present epoch here, for a loop whose epochs end with its data.
+
+        Returns:
+            What its last steps show together; empty for a calm epoch, or one without a step.
+        """
+        state, epoch = self._state, self._state.epoch
+        if not epoch.num_steps:
+            return ()
+        found = [*self._share_alarms(), *self._stale_alarms(epoch)]
+        self.finished_epoch = EpochSummary(
+            epoch=epoch.number,
+            num_steps=epoch.num_steps,
+            loss=epoch.loss.value,
+            grad_norm=epoch.grad_norm.value,
+            num_skipped=epoch.num_skipped,
+        )
+        state.epoch = _Epoch(number=epoch.number + 1)
+        return tuple(found)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return every counter as plain finite numbers, for `load_state_dict`."""
+        return asdict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on in the epoch, and with the counters, that `state_dict` returned."""
+        parts = dict(state["epoch"])
+        parts |= {name: _Mean(**parts[name]) for name in ("loss", "grad_norm")}
+        epoch = _Epoch(**{**parts, "risen": list(parts["risen"])})
+        recent = {name: list(values) for name, values in state["recent"].items()}
+        overflows = list(state["overflows"])
+        self._state = _State(**{**state, "epoch": epoch, "recent": recent, "overflows": overflows})
+        self.must_end = self.finished_epoch = None
+
+    # -- counting ----------------------------------------------------------------------------
+
+    def _count(self, record: StepRecord) -> None:
+        epoch = self._state.epoch
+        epoch.num_steps += 1
+        epoch.num_bad += record.label is StepLabel.BAD
+        epoch.num_skipped += not record.is_applied and record.label is not StepLabel.CALIBRATION
+        epoch.loss.add(record.loss)
+        epoch.grad_norm.add(record.grad_norm)
+        for name, values in self._state.recent.items():
+            if name == "clip_frac":
+                value = float(record.clipped) if record.is_applied else None
+            else:
+                value = finite_or_none(getattr(record, name))
+            if value is not None:
+                values.append(value)
+                del values[:-RECENT_STEPS]
+
+    # -- judging -----------------------------------------------------------------------------
+
+    def _norm_alarms(self, norm: float | None) -> list[Alarm]:
+        if norm is None:
+            return []
+        last, self._state.last_norm = self._state.last_norm, norm
+        is_late = self._state.epoch.number > self.settings.late_epoch
+        rungs = _NORM_LADDER if is_late else _NORM_LADDER[:-1]
+        found = self._climb(rungs, norm, "gradient norm (grad_norm)")
+        jump = self.settings.grad_norm_jump
+        if last is not None and last > 0 and norm > jump * last:  # nothing is a jump from 0
+            found += self._rise(
+                "grad_norm_jump",
+                f"gradient norm (grad_norm) {norm:.4g} is more than {jump:.4g} times the "
+                f"{last:.4g} of the step before",
+                value=norm,
+                threshold=jump * last,
+            )
+        return found
+
+    def _attention_alarms(self, logit: float | None) -> list[Alarm]:
+        if logit is None:
+            return []
+        return self._climb(_ATTENTION_LADDER, logit, "largest attention logit")
+
+    def _lost_step_alarms(self) -> list[Alarm]:
+        epoch = self._state.epoch
+        what = "number of bad steps (NaN or Inf) of this epoch"
+        found = self._climb(_BAD_LADDER, epoch.num_bad, what)
+        share, limit = epoch.num_skipped / self.epoch_steps, self.settings.skipped_frac
+        if share > limit and epoch.num_skipped > 1:  # one step is no epoch that was lost
+            what = f"share of this epoch's {self.epoch_steps} steps that were skipped"
+            found += self._rise_above("skipped_frac", what, value=share)
+        return found
+
+    def _overflow_alarms(self, record: StepRecord) -> list[Alarm]:
+        """Count overflows from where the loss scale is known to work; bad data is none."""
+        state = self._state
+        if record.scale is None or record.label is StepLabel.DATA:
+            return []
+        is_found = state.num_ok_in_scale >= PROOF_STEPS
+        state.num_ok_in_scale += record.label is StepLabel.OK
+        if not is_found:
+            return []
+        state.num_found += 1
+        first = state.num_found - RECENT_STEPS
+        state.overflows = [step for step in state.overflows if step > first]
+        if record.is_grad_finite:
+            return []
+        state.overflows.append(state.num_found)
+        rate = len(state.overflows) / RECENT_STEPS
+        if not rate > self.settings.overflow_rate:
+            return []
+        what = f"rate of gradient overflows (Inf) over the last {RECENT_STEPS} steps"
+        return self._rise_above("overflow_rate", what, value=rate)
+
+    def _share_alarms(self) -> list[Alarm]:
+        found: list[Alarm] = []
+        for name, values in self._state.recent.items():
+            if len(values) < MIN_VALUES:
+                continue
+            found += self._judge_share(name, values)
+            values.clear()
+        return found
+
+    def _judge_share(self, name: str, values: Sequence[float]) -> list[Alarm]:
+        what, limit = _SHARES[name], getattr(self.settings, name)
+        if name == "grad_rms_over_eps":
+            typical = statistics.median_high(values)
+            if not typical < limit:
+                return []
+            fact = f"{what} {typical:.4g} is below {limit:.4g}"
+            return self._rise(name, fact, value=typical, threshold=limit)
+        if name == "update_ratio":
+            value = statistics.median_low(values)
+        else:
+            mean = _Mean()
+            for one in values:
+                mean.add(one)
+            value = mean.mean
+        if name == "zero_grad_frac":
+            if self._fp32_zero_grad_frac is None:
+                return []
+            value -= self._fp32_zero_grad_frac
+        return self._rise_above(name, what, value=value) if value > limit else []
+
+    def _stale_alarms(self, epoch: _Epoch) -> list[Alarm]:
+        """Count epochs without a new lowest loss; one without any finite loss is one of them."""
+        state, loss, limit = self._state, epoch.loss.value, self.settings.stale_epochs
+        if loss is not None and (state.lowest_loss is None or loss < state.lowest_loss):
+            state.lowest_loss = loss
+            state.num_stale = state.num_stale_steps = 0
+            return []
+        state.num_stale += 1
+        state.num_stale_steps += epoch.num_steps
+        if state.num_stale < limit or state.num_stale_steps < MIN_VALUES:
+            return []
+        value = state.num_stale
+        state.num_stale = state.num_stale_steps = 0  # said again after as many epochs more
+        fact = f"no new lowest mean loss for {value} epochs"
+        return self._rise("stale_epochs", fact, value=value, threshold=limit)
+
+    # -- rising ------------------------------------------------------------------------------
+
+    def _climb(self, rungs: Sequence[str], value: float, what: str) -> list[Alarm]:
+        """Let the worst rung that the value passes rise, unless it or a worse one has risen."""
+        risen = self._state.epoch.risen
+        for name in rungs:
+            if name in risen:
+                return []
+            if value > getattr(self.settings, name):
+                return self._rise_above(name, what, value=value)
+        return []
+
+    def _rise_above(self, name: str, what: str, *, value: float) -> list[Alarm]:
+        limit = getattr(self.settings, name)
+        fact = f"{what} {value:.4g} is above {limit:.4g}"
+        return self._rise(name, fact, value=value, threshold=limit)
+
+    def _rise(self, name: str, fact: str, *, value: float, threshold: float) -> list[Alarm]:
+        """Return the alarm, or nothing where it has risen in this epoch."""
+        epoch = self._state.epoch
+        if name in epoch.risen:
+            return []
+        epoch.risen.append(name)
+        level = AlarmLevel.CRITICAL if name in _CRITICAL else AlarmLevel.WARNING
+        head = f"{level} step {self._state.step} epoch {epoch.number}"
+        advice = _ADVICE[name]
+        return [
+            Alarm(
+                name=name,
+                level=level,
+                step=self._state.step,
+                epoch=epoch.number,
+                value=float(value),
+                threshold=float(threshold),
+                message=f"{head}: {fact} (alarms.{name}). {advice}",
+                advice=advice,
+            )
+        ]
