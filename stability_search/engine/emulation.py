@@ -7,11 +7,10 @@ run in the CPU's fp16, as in native CPU autocast; on CUDA autocast raises them t
 verdict about them does not transfer.
 
 The kernels are registered for the whole process while at least one engine needs them, and act
-only inside `emulated_fp16`; elsewhere they do what autocast would have done.
+only inside `emulated_fp16`; elsewhere they call those they replaced.
 """
 
 import contextlib
-import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +20,13 @@ import torch
 
 from stability_search.errors import UsageError
 
-_PRIVATE_NAMES = ("_ExcludeDispatchKeyGuard", "DispatchKeySet", "DispatchKey")
+_PRIVATE_NAMES = (
+    "_DisableAutocast",
+    "DispatchKeySet",
+    "DispatchKey",
+    "_VariableFunctions",
+    "_nn",
+)
 
 # The operators that CPU autocast runs in lower precision (torch 2.13, "CPU Op-Specific
 # Behavior"); the rarely used tails of that list stay native.
@@ -43,12 +48,19 @@ _OPERATORS = (
     "mkldnn_rnn_layer",  # of LSTM; its fp16 kernel cannot train (torch 2.13)
 )
 _OVERLOADS = ("default", "padding", "input")
+# What autocast casts: not float64, which stays as it is.
 _CASTABLE = {torch.float32, torch.float16, torch.bfloat16}
 
 _lock = threading.Lock()
 _library: Any = None
 _num_users = 0
-_active = threading.local()
+
+
+class _Active(threading.local):
+    depth = 0  # of `emulated_fp16` contexts, on each thread
+
+
+_active = _Active()
 
 
 def acquire() -> None:
@@ -82,7 +94,7 @@ def is_installed() -> bool:
 @contextlib.contextmanager
 def emulated_fp16() -> Iterator[None]:
     """Let the kernels emulate fp16 within this context, on this thread."""
-    _active.depth = _depth() + 1
+    _active.depth += 1
     try:
         yield
     finally:
@@ -90,64 +102,88 @@ def emulated_fp16() -> Iterator[None]:
 
 
 def _depth() -> int:
-    depth: int = getattr(_active, "depth", 0)
-    return depth
+    return _active.depth
 
 
 def _register() -> Any:  # noqa: ANN401 - torch gives its library no types
-    missing = [name for name in _PRIVATE_NAMES if not hasattr(torch._C, name)]  # noqa: SLF001
-    if missing:
-        raise UsageError(
-            f"fp16_on_cpu: `emulated` needs torch._C.{missing[0]}, which torch "
-            f"{torch.__version__} does not have.",
-            hint="Use fp16_on_cpu: native, which is slower.",
-        )
+    _check_torch()
     library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-    with warnings.catch_warnings():
-        # torch says once that a kernel is replaced, which is the point.
-        warnings.filterwarnings("ignore", message=".*Overriding a previously registered.*")
-        warnings.filterwarnings("ignore", message=".*only once for all operators.*")
-        for name in _OPERATORS:
-            packet = getattr(torch.ops.aten, name)
-            for overload in packet.overloads():
-                if overload in _OVERLOADS:
-                    operator = getattr(packet, overload)
-                    library.impl(operator, _kernel(operator), "AutocastCPU")
+    try:
+        with warnings.catch_warnings():
+            # torch says once that a kernel is replaced, which is the point.
+            warnings.filterwarnings("ignore", message=".*Overriding a previously registered.*")
+            warnings.filterwarnings("ignore", message=".*only once for all operators.*")
+            for name in _OPERATORS:
+                packet = getattr(torch.ops.aten, name)
+                for overload in packet.overloads():
+                    if overload in _OVERLOADS:
+                        operator = getattr(packet, overload)
+                        library.impl(operator, _kernel(operator), "AutocastCPU")
+    except BaseException:
+        library._destroy()  # noqa: SLF001 - what was replaced so far is given back
+        raise
     return library
 
 
-def _kernel(operator: Callable[..., Any]) -> Callable[..., Any]:
-    autocast_key = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)  # noqa: SLF001
+def _check_torch() -> None:
+    missing = [f"torch._C.{name}" for name in _PRIVATE_NAMES if not hasattr(torch._C, name)]  # noqa: SLF001
+    if not hasattr(torch.library, "get_kernel"):
+        missing.append("torch.library.get_kernel")
+    if not hasattr(torch.library.Library, "_destroy"):
+        missing.append("torch.library.Library._destroy")
+    missing += [f"aten::{name}" for name in _OPERATORS if not hasattr(torch.ops.aten, name)]
+    if missing:
+        raise UsageError(
+            f"fp16_on_cpu: `emulated` needs {missing[0]}, which torch {torch.__version__} does "
+            "not have.",
+            hint="Use fp16_on_cpu: native, which is slower.",
+        )
 
+
+def _kernel(operator: Any) -> Callable[..., Any]:  # noqa: ANN401 - torch gives it no type
+    autocast_key = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)  # noqa: SLF001
+    without_autocast = torch._C._DisableAutocast  # noqa: SLF001
+    replaced = torch.library.get_kernel(operator, "AutocastCPU")
+    # Python's own binding: a call through torch.ops costs more, and the same name in torch or in
+    # torch.nn.functional may be somebody's patch.
+    name = operator.overloadpacket.__name__
+    functions = torch._C._VariableFunctions  # noqa: SLF001
+    compute = getattr(torch._C._nn, name, None) or getattr(functions, name)  # noqa: SLF001
+    num_tensors = _num_leading_tensors(operator)
+    fp16, fp32 = torch.float16, torch.float32
+
+    # Runs at every operator of a step, beside microseconds of arithmetic: kept short.
     def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - an operator's own
-        dtype = torch.get_autocast_dtype("cpu")
-        is_emulated = dtype == torch.float16 and _depth() > 0
-        cast = _rounded if is_emulated else functools.partial(_cast, dtype=dtype)
-        with torch._C._ExcludeDispatchKeyGuard(autocast_key):  # noqa: SLF001
-            result = operator(
-                *map(cast, args), **{name: cast(value) for name, value in kwargs.items()}
-            )
-            if not is_emulated:
-                return result
+        if _active.depth == 0 or torch.get_autocast_dtype("cpu") is not fp16:
+            return replaced.call_boxed(autocast_key, *args, **kwargs)
+        with without_autocast():
+            rounded = map(_rounded, args[:num_tensors])
+            result = compute(*rounded, *args[num_tensors:], **kwargs)
             if isinstance(result, tuple):
                 return tuple(map(_half, result))
-            return _half(result)
+            return result.half() if result.dtype is fp32 else result
 
     return run
 
 
-def _half(result: torch.Tensor) -> torch.Tensor:
-    return result.half() if result.dtype == torch.float32 else result
+def _num_leading_tensors(operator: Any) -> int:  # noqa: ANN401 - as above
+    """Return how many of its arguments are tensors or None; they come first."""
+    are_tensors = ["Tensor" in str(argument.type) for argument in operator._schema.arguments]  # noqa: SLF001
+    assert are_tensors == sorted(are_tensors, reverse=True)  # noqa: S101
+    return sum(are_tensors)
 
 
-def _rounded(value: Any) -> Any:  # noqa: ANN401 - an operator takes anything
-    return value.half().float() if _is_castable(value) else value
+# Every use rounds anew. Keeping a rounded weight for the window gained nothing measurable, and
+# would miss a change of its `.data`, which leaves no trace in its version.
+def _rounded(value: torch.Tensor | None) -> torch.Tensor | None:
+    if value is None:
+        return None
+    dtype = value.dtype
+    if dtype is torch.float16:
+        return value.float()
+    return value.half().float() if dtype in _CASTABLE else value
 
 
-def _cast(value: Any, *, dtype: torch.dtype) -> Any:  # noqa: ANN401 - an operator takes anything
-    return value.to(dtype) if _is_castable(value) else value
-
-
-def _is_castable(value: Any) -> bool:  # noqa: ANN401 - as above
-    # What autocast casts: not float64, which stays as it is.
-    return isinstance(value, torch.Tensor) and value.dtype in _CASTABLE
+def _half(result: torch.Tensor | None) -> torch.Tensor | None:
+    # Without gradients the workspace of an LSTM is None.
+    return result.half() if result is not None and result.dtype is torch.float32 else result
