@@ -9,13 +9,13 @@ from torch import nn
 
 from stability_search.engine import precision
 from stability_search.engine.batches import BatchInspector
+from stability_search.engine.half_weights import keep_no_half_precision
 from stability_search.engine.losses import (
     NUMERICAL_ERRORS,
     LossFn,
     is_out_of_memory,
     total_loss,
 )
-from stability_search.engine.prepare import keep_no_half_precision
 from stability_search.engine.rollback import Rollback
 from stability_search.engine.signals import spell_error
 from stability_search.engine.trace import trace_forward

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from stability_search.engine import emulation, guards, optim, precision
+from stability_search.engine.checkpointing import checkpoint_blocks
 from stability_search.engine.clamps import AttentionGuard
 from stability_search.engine.clipping import NONFINITE_GRADIENT, clip_factor
 from stability_search.engine.half_weights import widened
@@ -33,7 +34,7 @@ from stability_search.engine.losses import (
     total_loss,
 )
 from stability_search.engine.observer import Observer
-from stability_search.engine.prepare import checkpoint_blocks, prepare_model
+from stability_search.engine.prepare import prepare_model
 from stability_search.engine.reference import DataJudge
 from stability_search.engine.rollback import Rollback
 from stability_search.engine.trace import Origin, trace_forward
