@@ -35,6 +35,8 @@ _WAYS_TO_CAP = (
     "stability_search.cap_logits on the logits before the mask; or leave the cap out."
 )
 
+_Functions = tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]
+
 # The guard that `cap_logits` speaks to, the innermost last. Of the process, not of a thread:
 # autograd recomputes checkpointed blocks in threads of its own.
 _acting: list["AttentionGuard | None"] = [None]
@@ -88,6 +90,7 @@ class AttentionGuard:
         self._overrides = ForwardOverrides()
         self._must_check_reach = self._cap is not None or self._clamp is not None or self._fp32
         self._ran: set[nn.Module] = set()
+        self._standing_in: tuple[_Functions, _Functions] | None = None
         self._is_recording = False
         self._saw_first = False
         self._depth = 0
@@ -140,10 +143,19 @@ class AttentionGuard:
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:
         """Reach fused attention and `cap_logits` within this context."""
-        fused = _in_place_of(F.scaled_dot_product_attention, self._fused_attention)
-        softmax = _in_place_of(F.softmax, self._watched_softmax)
-        with _replaced(self, fused, softmax), _no_fast_path():
+        with _replaced(self, *self._stand_ins()), _no_fast_path():
             yield
+
+    def _stand_ins(self) -> _Functions:
+        """Return what stands for fused attention and softmax, made anew only if they changed."""
+        found = F.scaled_dot_product_attention, F.softmax
+        if self._standing_in is None or self._standing_in[0] != found:
+            made = (
+                _in_place_of(found[0], self._fused_attention),
+                _in_place_of(found[1], self._watched_softmax),
+            )
+            self._standing_in = found, made
+        return self._standing_in[1]
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
@@ -162,7 +174,10 @@ class AttentionGuard:
             kept.clear()
         self._is_recording, self._saw_first = True, False
         try:
-            with self._checking_reach() if self._must_check_reach else contextlib.nullcontext():
+            if self._must_check_reach:
+                with self._checking_reach():
+                    yield
+            else:
                 yield
         finally:
             self._is_recording = False

@@ -55,5 +55,7 @@ def rescale_gradients(
         if inverse_scale != 1.0:
             torch._foreach_mul_(list(gradients), inverse_scale)
         return
-    factor = torch.clamp(clip_norm / (norm + CLIP_EPS), max=1.0) * inverse_scale
+    factor = torch.clamp(clip_norm / (norm + CLIP_EPS), max=1.0)
+    if inverse_scale != 1.0:
+        factor = factor * inverse_scale
     torch._foreach_mul_(list(gradients), factor)

@@ -26,6 +26,8 @@ def total_loss(
     Raises:
         ValueError: It is neither.
     """
+    if isinstance(result, torch.Tensor) and not result.dim() and result.dtype is torch.float32:
+        return result, {}  # nothing to convert: the usual case
     terms = result if isinstance(result, Mapping) else {"loss": result}
     if not terms:
         raise ValueError("loss: it must be a 0-d tensor or a dict of them, but got {}.")

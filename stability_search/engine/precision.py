@@ -41,7 +41,8 @@ def autocast(
 ) -> contextlib.AbstractContextManager[None]:
     """Return the autocast context of a forward pass; fp32 turns an outer one off."""
     if precision == "fp32":
-        return torch.autocast(device.type, enabled=False)
+        is_on = torch.is_autocast_enabled(device.type)
+        return torch.autocast(device.type, enabled=False) if is_on else contextlib.nullcontext()
     return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 

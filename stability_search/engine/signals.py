@@ -36,8 +36,8 @@ class Reading:
         update_ratio: RMS of the update over RMS of the weights, of the matrix looked at; None if
             none was.
         zero_grad_frac: Share of exact zeros in the gradient of that matrix; None likewise.
-        grad_rms_over_eps: Smallest RMS of a weight matrix's scaled gradient over Adam's `eps`;
-            None if it has none.
+        grad_norms: L2 norm of each gradient with the loss scale, before clipping; empty if no
+            gradient was made.
     """
 
     losses: Mapping[int, float]
@@ -51,7 +51,7 @@ class Reading:
     cap_frac: float | None
     update_ratio: float | None
     zero_grad_frac: float | None
-    grad_rms_over_eps: float | None
+    grad_norms: tuple[float, ...]
 
 
 class Signals:
@@ -63,6 +63,7 @@ class Signals:
         self._judged: list[torch.Tensor] = []
         self._raised: dict[int, str] = {}
         self._grad: tuple[torch.Tensor, ...] = ()
+        self._grad_norms: torch.Tensor | None = None
 
     def add(self, kind: str, position: int, values: Iterable[torch.Tensor]) -> None:
         """Keep 0-d values of a micro-batch: losses, largest values or shares.
@@ -110,12 +111,20 @@ class Signals:
         distinct = self._grad[:1] if norm is scaled_norm else self._grad
         limited = [value * _TO_OVERFLOW for value in distinct]
         # Few small kernels: 0 times a finite number is 0, and times any other NaN.
-        return torch.isnan(torch.stack([*self._judged, *limited]).mul_(0.0).sum()).float()
+        return torch.stack([*self._judged, *limited]).mul_(0.0).sum().ne(0.0).float()
+
+    def add_grad_norms(self, norms: torch.Tensor) -> None:
+        """Keep the norm of each gradient as it is, one dimension."""
+        self._grad_norms = norms.float()
 
     def read(self, state_norm: torch.Tensor) -> Reading:
         """Bring everything to the host: the one transfer of the window."""
-        last = [*self._grad, state_norm.float()]
-        numbers: list[float] = torch.stack([*self._values, *last]).tolist()
+        packed = torch.stack([*self._values, *self._grad, state_norm.float()])
+        num_own = len(packed)
+        if self._grad_norms is not None:
+            packed = torch.cat([packed, self._grad_norms])
+        numbers: list[float] = packed.tolist()
+        numbers, grad_norms = numbers[:num_own], numbers[num_own:]
         found: dict[str, list[_Row]] = {}
         for (kind, position, name), number in zip(self._names, numbers, strict=False):
             found.setdefault(kind, []).append((position, name, number))
@@ -135,7 +144,7 @@ class Signals:
             cap_frac=_mean(found.get("cap_frac", ())),
             update_ratio=_mean(found.get("update_ratio", ())),
             zero_grad_frac=_mean(found.get("zero_grad_frac", ())),
-            grad_rms_over_eps=_mean(found.get("grad_rms_over_eps", ())),
+            grad_norms=tuple(grad_norms),
         )
 
 

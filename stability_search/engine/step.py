@@ -404,7 +404,7 @@ class GuardedEngine:
         norm, clip_norm = finite_or_none(last.grad_norm), self.settings.clip_norm
         is_applied = result.last.is_applied
         factor = 1.0 if norm is None or clip_norm is None else clip_factor(norm, clip_norm)
-        rms, position = last.grad_rms_over_eps, judgement.position
+        rms, position = result.last.grad_rms_over_eps, judgement.position
         return StepRecord(
             step=self._num_steps,
             label=judgement.label,
@@ -427,9 +427,7 @@ class GuardedEngine:
             is_transient=judgement.is_transient,
             update_ratio=finite_or_none(last.update_ratio) if is_applied else None,
             zero_grad_frac=finite_or_none(last.zero_grad_frac) if is_applied else None,
-            grad_rms_over_eps=(
-                finite_or_none(rms * factor / (scale or 1.0)) if is_applied and rms else None
-            ),
+            grad_rms_over_eps=None if rms is None else rms * factor / (scale or 1.0),
             loss_terms=mean_terms(first.terms),
             step_s=time.perf_counter() - started,
         )

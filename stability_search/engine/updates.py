@@ -1,8 +1,8 @@
 """How large updates are beside weights and gradients beside `eps`, and how many are zero.
 
 Looking at every weight at every step would cost as much as clipping does. One weight matrix is
-looked at in each step, each in its turn, and only the first million entries of a large one, so
-that time and memory stay the same however large the model is.
+looked at in each step, each in its turn, and only some rows of a large one, so that time and
+memory stay the same however large the model is.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 
 from stability_search.engine.signals import Signals
 
-_MAX_ENTRIES = 2**20
+_MAX_ENTRIES = 2**14
 
 
 class UpdateWatch:
@@ -41,9 +41,9 @@ class UpdateWatch:
         gradient = matrix.grad
         if gradient is None or gradient.layout != torch.strided:
             return
-        self._part = _first_rows(matrix.detach())
+        self._part = _some_rows(matrix.detach())
         self._before = self._part.clone()
-        nonzero = torch.count_nonzero(_first_rows(gradient))
+        nonzero = torch.count_nonzero(_some_rows(gradient))
         self._zero_frac = 1.0 - nonzero / self._part.numel()
 
     def after_update(self, signals: Signals) -> None:
@@ -69,37 +69,33 @@ class EpsWatch:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._weights = [
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._factors = [
             # Norm times this is RMS over eps; 0 leaves biases and scales out.
-            1.0 / (math.sqrt(p.numel()) * group["eps"]) if p.dim() > 1 and p.numel() else 0.0
+            1.0 / (math.sqrt(p.numel()) * group["eps"])
+            if "eps" in group and p.dim() > 1 and p.numel()
+            else 0.0
             for group in optimizer.param_groups
-            if "eps" in group
             for p in group["params"]
         ]
-        self._present: tuple[bool, ...] = ()
-        self._factors = torch.empty(0)
 
-    def smallest(self, norms: torch.Tensor, present: tuple[bool, ...]) -> torch.Tensor | None:
-        """Return the smallest RMS of a gradient over `eps`, 0-d; None with nothing to compare.
+    def smallest(self, norms: Sequence[float]) -> float | None:
+        """Return the smallest RMS of a gradient over `eps`; None with nothing to compare.
+
+        A gradient of zero is no small gradient: nothing of it reaches Adam.
 
         Args:
-            norms: L2 norm of each gradient there is, one dimension.
-            present: For each parameter of the optimizer, whether it has a gradient.
+            norms: L2 norm of each gradient there is, in the order of the parameters.
         """
-        if not self._weights:
-            return None
-        if present != self._present:
-            self._present = present
-            factors = [
-                w for w, is_present in zip(self._weights, present, strict=True) if is_present
-            ]
-            self._factors = torch.tensor(factors, device=norms.device, dtype=norms.dtype)
-        ratios = norms * self._factors
-        # A gradient of zero is no small gradient: nothing of it reaches Adam.
-        return torch.where(ratios > 0, ratios, math.inf).amin()
+        factors = self._factors
+        if len(norms) < len(factors):
+            pairs = zip(factors, self._parameters, strict=True)
+            factors = [factor for factor, p in pairs if p.grad is not None]
+        ratios = (norm * factor for norm, factor in zip(norms, factors, strict=True))
+        return min((ratio for ratio in ratios if ratio > 0), default=None)
 
 
-def _first_rows(matrix: torch.Tensor) -> torch.Tensor:
-    """Return a view of the first rows that hold no more than a million entries, at least one."""
-    rows = max(1, _MAX_ENTRIES // math.prod(matrix.shape[1:]))
-    return matrix if rows >= matrix.shape[0] else matrix[:rows]
+def _some_rows(matrix: torch.Tensor) -> torch.Tensor:
+    """Return a view of rows spread over the matrix, of some 16,000 entries, at least one row."""
+    num_rows = max(1, _MAX_ENTRIES // math.prod(matrix.shape[1:]))
+    return matrix[:: -(-matrix.shape[0] // num_rows)]

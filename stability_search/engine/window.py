@@ -38,6 +38,8 @@ class Attempt:
         state_fault: What of parameters and optimizer state is not finite; empty if nothing is.
         broken_module: The module it belongs to; None if nothing is or it belongs to none.
         grad_fault: What is wrong with the gradients; empty if nothing is or none was made.
+        grad_rms_over_eps: Smallest RMS of a weight matrix's gradient, with the loss scale and
+            before clipping, over Adam's `eps`; None without `eps` or if nothing was applied.
         is_applied: True if the optimizer changed the parameters.
     """
 
@@ -46,6 +48,7 @@ class Attempt:
     state_fault: str
     broken_module: str | None
     grad_fault: str
+    grad_rms_over_eps: float | None
     is_applied: bool
 
 
@@ -101,6 +104,13 @@ class Window:
         self._device = device
         self._rollback = Rollback(model, device)
         self._watch = _OutputWatch(model, observer)
+        self._kept: Mapping[str, list[torch.Tensor]] = {
+            "output": self._watch.maxima,
+            "attention output": attention.output_maxima,
+            "attention_max": attention.logit_maxima,
+            "clamp_frac": attention.clamp_fracs,
+            "cap_frac": attention.cap_fracs,
+        }
         self._updates = UpdateWatch(self._parameters)
         self._eps = EpsWatch(optimizer)
         self._has_checked_gradients = False
@@ -202,7 +212,8 @@ class Window:
     def _attempt(self, window: Mapping[int, Any], loss_fn: LossFn, turn: int) -> Attempt:
         signals = Signals()
         raised_backward: set[int] = set()
-        self._optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:  # zero_grad, without its record for a profiler
+            parameter.grad = None
         for position, batch in window.items():
             self._rollback.mark_micro_batch(position)
             loss = self._forward(position, batch, loss_fn, signals)
@@ -225,6 +236,7 @@ class Window:
             self._update(gradients, signals)
             self._updates.after_update(signals)
         reading = signals.read(state_norm(self._parameters, self._optimizer, turn))
+        is_applied = can_update and not reading.faults and reading.is_grad_finite
         fault, broken_module = "", None
         if not math.isfinite(reading.state_norm):
             fault, broken_module = state_fault(self._model, self._optimizer)
@@ -234,7 +246,8 @@ class Window:
             state_fault=fault,
             broken_module=broken_module,
             grad_fault="" if reading.is_grad_finite else gradient_fault(gradients),
-            is_applied=can_update and not reading.faults and reading.is_grad_finite,
+            grad_rms_over_eps=self._eps.smallest(reading.grad_norms) if is_applied else None,
+            is_applied=is_applied,
         )
 
     def _forward(
@@ -263,11 +276,9 @@ class Window:
             return None
         signals.add("loss", position, [loss])
         signals.add_terms(position, terms)
-        signals.add("output", position, self._watch.maxima)
-        signals.add("attention output", position, self._attention.output_maxima)
-        signals.add("attention_max", position, self._attention.logit_maxima)
-        signals.add("clamp_frac", position, self._attention.clamp_fracs)
-        signals.add("cap_frac", position, self._attention.cap_fracs)
+        for kind, kept in self._kept.items():
+            if kept:
+                signals.add(kind, position, kept)
         return loss
 
     def _backward(self, position: int, loss: torch.Tensor, signals: Signals) -> bool:
@@ -281,9 +292,7 @@ class Window:
     def _update(self, gradients: list[torch.Tensor], signals: Signals) -> None:
         inverse_scale = 1.0 if self._scale is None else 1.0 / self._scale.value
         norms = tensor_norms(gradients)
-        smallest = self._eps.smallest(norms, tuple(p.grad is not None for p in self._parameters))
-        if smallest is not None:
-            signals.add("grad_rms_over_eps", 0, [smallest])
+        signals.add_grad_norms(norms)
         scaled_norm = torch.linalg.vector_norm(norms)
         norm = scaled_norm if self._scale is None else scaled_norm * inverse_scale
         found_nonfinite = signals.found_nonfinite(scaled_norm, norm)

@@ -86,17 +86,15 @@ def test_a_matrix_without_a_gradient_is_passed_by() -> None:
     assert steps(1, batch)[0].update_ratio is None
 
 
-def test_of_a_large_matrix_only_the_first_rows_are_looked_at(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_a_large_matrix_only_some_rows_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(updates, "_MAX_ENTRIES", 5)
-    matrix = nn.Parameter(torch.ones(4, 2))
-    matrix.grad = torch.tensor([[0.0, 1.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+    matrix = nn.Parameter(torch.ones(5, 2))  # every third row
+    matrix.grad = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
     watch, signals = UpdateWatch([matrix]), Signals()
     watch.before_update(1)
     with torch.no_grad():
-        matrix[0] -= 0.5
-        matrix[3] -= 100.0  # out of sight
+        matrix[3] -= 0.5
+        matrix[1] -= 100.0  # out of sight
     watch.after_update(signals)
     reading = signals.read(torch.tensor(1.0))
     assert reading.update_ratio == pytest.approx(math.hypot(0.5, 0.5) / 2)
@@ -129,12 +127,13 @@ def test_sgd_has_no_eps() -> None:
 
 def test_the_comparison_follows_which_gradients_there_are() -> None:
     model = Weights()
-    made = torch.optim.AdamW(model.parameters(), eps=1.0)
-    watch = EpsWatch(made)
-    norms = torch.tensor([8.0, 2.0, 1.0, 0.001])
-    assert watch.smallest(norms, (True,) * 4).item() == pytest.approx(1 / math.sqrt(2))
-    fewer = watch.smallest(norms[:2], (True, True, False, False))
-    assert fewer.item() == pytest.approx(1.0)
+    watch = EpsWatch(torch.optim.AdamW(model.parameters(), eps=1.0))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    assert watch.smallest([8.0, 2.0, 1.0, 0.001]) == pytest.approx(1 / math.sqrt(2))
+    model.second.grad = model.third.grad = None
+    assert watch.smallest([8.0, 0.001]) == 4.0
+    assert watch.smallest([0.0, 0.001]) is None
 
 
 def test_a_resumed_engine_looks_where_the_other_would_have() -> None:
