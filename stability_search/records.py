@@ -127,11 +127,11 @@ class StepRecord(_Record):
             to it as a gradient, while all was finite; None if there is no such place.
         is_transient: True if the fault did not show again on the same inputs, weights and random
             state; None where nobody looked.
-        update_ratio: RMS of the update over RMS of the weights, of the weight matrices looked at
-            in this step (an eighth of them in turn); None if none was, or nothing was applied.
-        zero_grad_frac: Share of exact zeros in the gradients of the same matrices; None likewise.
+        update_ratio: RMS of the update over RMS of the weights, of one weight matrix, in every
+            fourth step the next; None in other steps, or if nothing was applied.
+        zero_grad_frac: Share of exact zeros in the gradient of the same matrix; None likewise.
         grad_rms_over_eps: Smallest RMS of a weight matrix's gradient after clipping, over Adam's
-            `eps`; None with sgd, or if nothing was applied.
+            `eps`; None likewise, and with sgd.
         loss_terms: Named terms of the loss, mean over the micro-batches; empty if unnamed.
         evidence: E_t of the kill rule after this step; None before it was judged.
         step_s: Wall-clock seconds the step took.

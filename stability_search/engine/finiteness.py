@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch._utils import _flatten_dense_tensors
 
 _MOMENT_TURNS = 16
+_SMALL = 4096
 
 
 def state_norm(
@@ -28,9 +30,21 @@ def state_norm(
         for parameter in parameters[turn % _MOMENT_TURNS :: _MOMENT_TURNS]
         if "exp_avg_sq" in (state := optimizer.state.get(parameter, {}))
     ]
-    norms = torch._foreach_norm([*parameters, *moments])  # noqa: SLF001 - no public name
-    total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total
+    return _norm([*parameters, *moments])
+
+
+def _norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    # Of many small tensors a copy is cheaper than a kernel for each.
+    small: dict[torch.dtype, list[torch.Tensor]] = {}
+    large: list[torch.Tensor] = []
+    for tensor in tensors:
+        if tensor.numel() <= _SMALL:
+            small.setdefault(tensor.dtype, []).append(tensor)
+        else:
+            large.append(tensor)
+    joined = [_flatten_dense_tensors(group) for group in small.values()]  # type: ignore[no-untyped-call]
+    norms = torch._foreach_norm([*joined, *large])  # noqa: SLF001 - no public name
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 def state_fault(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[str, str | None]:

@@ -38,9 +38,9 @@ class Rollback:
         self._random = self._random_state()
         self._random_of.clear()
 
-    def mark_micro_batch(self, position: int) -> None:
-        """Remember the random state that a micro-batch of the window starts from."""
-        self._random_of[position] = self._random_state()
+    def mark_micro_batch(self, position: int, *, is_first: bool) -> None:
+        """Remember the random state that a micro-batch starts from; the first has the window's."""
+        self._random_of[position] = self._random if is_first else self._random_state()
 
     def restore_buffers(self) -> None:
         """Put the buffers back, to the bit."""

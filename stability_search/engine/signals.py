@@ -36,8 +36,8 @@ class Reading:
         update_ratio: RMS of the update over RMS of the weights, of the matrix looked at; None if
             none was.
         zero_grad_frac: Share of exact zeros in the gradient of that matrix; None likewise.
-        grad_norms: L2 norm of each gradient with the loss scale, before clipping; empty if no
-            gradient was made.
+        grad_norms: L2 norm of each gradient with the loss scale, before clipping; empty where
+            they were not kept.
     """
 
     losses: Mapping[int, float]
@@ -72,7 +72,7 @@ class Signals:
             kind: `loss`, `output`, `attention output`, or the name of a field of `Reading`; the
                 first three must be finite.
             position: Position of the micro-batch in the window; 0 for what belongs to none.
-            values: Any number of them.
+            values: Any number of them, float32 and without a graph behind them.
         """
         for value in values:
             self._keep(kind, position, "", value)
@@ -80,7 +80,7 @@ class Signals:
     def add_terms(self, position: int, terms: Mapping[str, torch.Tensor]) -> None:
         """Keep the named loss terms of a micro-batch, each of one element."""
         for name, term in terms.items():
-            self._keep("term", position, name, term.reshape(()))
+            self._keep("term", position, name, term.detach().reshape(()).float())
 
     def add_exception(self, position: int, error: Exception) -> None:
         """Note that the micro-batch raised instead of giving a loss."""
@@ -88,9 +88,9 @@ class Signals:
 
     def _keep(self, kind: str, position: int, name: str, value: torch.Tensor) -> None:
         self._names.append((kind, position, name))
-        self._values.append(value.detach().float())
+        self._values.append(value)
         if kind in _JUDGED:
-            self._judged.append(self._values[-1])
+            self._judged.append(value)
 
     @property
     def has_exception(self) -> bool:

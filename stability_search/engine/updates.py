@@ -1,8 +1,8 @@
 """How large updates are beside weights and gradients beside `eps`, and how many are zero.
 
-Looking at every weight at every step would cost as much as clipping does. One weight matrix is
-looked at in each step, each in its turn, and only some rows of a large one, so that time and
-memory stay the same however large the model is.
+Looking at every weight at every step would cost as much as clipping does. In every fourth step
+one weight matrix is looked at, each in its turn, and only some rows of a large one, so that time
+and memory stay the same however large the model is.
 """
 
 import math
@@ -12,11 +12,12 @@ import torch
 
 from stability_search.engine.signals import Signals
 
+STEPS_PER_LOOK = 4
 _MAX_ENTRIES = 2**14
 
 
 class UpdateWatch:
-    """Compare one weight matrix a step before and after its update.
+    """Compare one weight matrix before and after its update.
 
     Args:
         parameters: Those of the optimizer; only those of two or more dimensions are watched.
@@ -32,7 +33,7 @@ class UpdateWatch:
         """Remember a matrix, and how many zeros its gradient holds.
 
         Args:
-            turn: Number of the step; decides which one.
+            turn: Decides which one.
         """
         self._part = None
         if not self._matrices:

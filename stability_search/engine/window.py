@@ -23,7 +23,7 @@ from stability_search.engine.observer import Observer
 from stability_search.engine.rollback import Rollback
 from stability_search.engine.signals import Reading, Signals
 from stability_search.engine.trace import Origin, trace_backward, trace_forward
-from stability_search.engine.updates import EpsWatch, UpdateWatch
+from stability_search.engine.updates import STEPS_PER_LOOK, EpsWatch, UpdateWatch
 from stability_search.errors import UsageError
 from stability_search.settings import EngineSettings
 
@@ -215,7 +215,7 @@ class Window:
         for parameter in self._parameters:  # zero_grad, without its record for a profiler
             parameter.grad = None
         for position, batch in window.items():
-            self._rollback.mark_micro_batch(position)
+            self._rollback.mark_micro_batch(position, is_first=position == min(window))
             loss = self._forward(position, batch, loss_fn, signals)
             if loss is None:
                 continue
@@ -232,9 +232,13 @@ class Window:
             self._check_gradients(gradients)
         can_update = bool(gradients) and not signals.has_exception
         if can_update:
-            self._updates.before_update(turn)
-            self._update(gradients, signals)
-            self._updates.after_update(signals)
+            is_looked_at = turn % STEPS_PER_LOOK == 0
+            if is_looked_at:
+                self._updates.before_update(turn // STEPS_PER_LOOK)
+            norms = self._update(gradients, signals)
+            if is_looked_at:
+                self._updates.after_update(signals)
+                signals.add_grad_norms(norms)
         reading = signals.read(state_norm(self._parameters, self._optimizer, turn))
         is_applied = can_update and not reading.faults and reading.is_grad_finite
         fault, broken_module = "", None
@@ -246,7 +250,7 @@ class Window:
             state_fault=fault,
             broken_module=broken_module,
             grad_fault="" if reading.is_grad_finite else gradient_fault(gradients),
-            grad_rms_over_eps=self._eps.smallest(reading.grad_norms) if is_applied else None,
+            grad_rms_over_eps=self._smallest_ratio(reading) if is_applied else None,
             is_applied=is_applied,
         )
 
@@ -274,7 +278,7 @@ class Window:
                 raise
             signals.add_exception(position, error)
             return None
-        signals.add("loss", position, [loss])
+        signals.add("loss", position, [loss.detach()])
         signals.add_terms(position, terms)
         for kind, kept in self._kept.items():
             if kept:
@@ -289,10 +293,10 @@ class Window:
             return False
         return True
 
-    def _update(self, gradients: list[torch.Tensor], signals: Signals) -> None:
+    def _update(self, gradients: list[torch.Tensor], signals: Signals) -> torch.Tensor:
+        """Clip and update where nothing is broken; return the norm of each gradient."""
         inverse_scale = 1.0 if self._scale is None else 1.0 / self._scale.value
         norms = tensor_norms(gradients)
-        signals.add_grad_norms(norms)
         scaled_norm = torch.linalg.vector_norm(norms)
         norm = scaled_norm if self._scale is None else scaled_norm * inverse_scale
         found_nonfinite = signals.found_nonfinite(scaled_norm, norm)
@@ -302,7 +306,7 @@ class Window:
         if not self._optimizer.defaults["fused"]:
             if not bool(found_nonfinite):
                 self._optimizer.step()
-            return
+            return norms
         # The protocol by which torch.amp.GradScaler lets a fused optimizer skip itself.
         self._optimizer.grad_scale = None  # type: ignore[attr-defined]
         self._optimizer.found_inf = found_nonfinite  # type: ignore[attr-defined]
@@ -310,6 +314,10 @@ class Window:
             self._optimizer.step()
         finally:
             del self._optimizer.grad_scale, self._optimizer.found_inf  # type: ignore[attr-defined]
+        return norms
+
+    def _smallest_ratio(self, reading: Reading) -> float | None:
+        return self._eps.smallest(reading.grad_norms) if reading.grad_norms else None
 
     def _check_gradients(self, gradients: list[torch.Tensor]) -> None:
         if any(gradient.layout != torch.strided for gradient in gradients):

@@ -60,7 +60,7 @@ def test_random_state_comes_back_to_the_window_or_to_a_micro_batch() -> None:
     rollback = Rollback(nn.Linear(1, 1), CPU)
     rollback.mark()
     first = torch.rand(1)
-    rollback.mark_micro_batch(1)
+    rollback.mark_micro_batch(1, is_first=False)
     second = torch.rand(1)
 
     rollback.restore_random_state()
