@@ -90,7 +90,8 @@ class AttentionGuard:
         self._overrides = ForwardOverrides()
         self._must_check_reach = self._cap is not None or self._clamp is not None or self._fp32
         self._ran: set[nn.Module] = set()
-        self._standing_in: tuple[_Functions, _Functions] | None = None
+        self._reach = _Reach(self, self._stand_ins)
+        self._recording = _Recording(self)
         self._is_recording = False
         self._saw_first = False
         self._depth = 0
@@ -140,53 +141,44 @@ class AttentionGuard:
 
     # -- reach -------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def acting(self) -> Iterator[None]:
+    def acting(self) -> contextlib.AbstractContextManager[None]:
         """Reach fused attention and `cap_logits` within this context."""
-        with _replaced(self, *self._stand_ins()), _no_fast_path():
-            yield
+        return self._reach
 
-    def _stand_ins(self) -> _Functions:
-        """Return what stands for fused attention and softmax, made anew only if they changed."""
-        found = F.scaled_dot_product_attention, F.softmax
-        if self._standing_in is None or self._standing_in[0] != found:
-            made = (
-                _in_place_of(found[0], self._fused_attention),
-                _in_place_of(found[1], self._watched_softmax),
-            )
-            self._standing_in = found, made
-        return self._standing_in[1]
-
-    @contextlib.contextmanager
-    def suspended(self) -> Iterator[None]:
+    def suspended(self) -> contextlib.AbstractContextManager[None]:
         """Give fused attention and `cap_logits` back to another model, inside `acting`."""
-        with _replaced(None, _plain(F.scaled_dot_product_attention), _plain(F.softmax)):
-            yield
+        return _Reach(None, _plain)
 
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
+    def _stand_ins(self, found: _Functions) -> _Functions:
+        fused, softmax = found
+        return (
+            _in_place_of(fused, self._fused_attention),
+            _in_place_of(softmax, self._watched_softmax),
+        )
+
+    def recording(self) -> contextlib.AbstractContextManager[None]:
         """Keep what one forward pass shows; the first must show that the settings act.
 
         Raises:
             UsageError: They do not, on all attention they are for.
         """
+        return self._checking_reach() if self._must_check_reach else self._recording
+
+    def start_recording(self) -> None:
+        """Forget the last forward pass, and keep what is seen from now on."""
         for kept in (self.logit_maxima, self.output_maxima, self.clamp_fracs, self.cap_fracs):
             kept.clear()
         self._is_recording, self._saw_first = True, False
-        try:
-            if self._must_check_reach:
-                with self._checking_reach():
-                    yield
-            else:
-                yield
-        finally:
-            self._is_recording = False
+
+    def stop_recording(self) -> None:
+        """Keep nothing more."""
+        self._is_recording = False
 
     @contextlib.contextmanager
     def _checking_reach(self) -> Iterator[None]:
         self._ran.clear()
         watch = ReachWatch(
-            _plain(F.scaled_dot_product_attention),
+            _plain_one(F.scaled_dot_product_attention),
             count_capped=lambda: self.num_capped_calls,
             is_watching=lambda: _acting[-1] is self,
             inside=self._modules if self._patterns else (),
@@ -196,7 +188,8 @@ class AttentionGuard:
                 # A compiled model would be compiled around the watch, to be compiled again.
                 watching.enter_context(torch.compiler.set_stance("force_eager"))
                 watching.enter_context(watch)
-            yield
+            with self._recording:
+                yield
         if self._cap is not None:
             self._require_cap_acted(watch, self._cap)
         if self._clamp is not None or self._fp32:
@@ -402,45 +395,72 @@ def _named_modules(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Modul
     return list(found)
 
 
-@contextlib.contextmanager
-def _replaced(
-    guard: AttentionGuard | None,
-    fused: Callable[..., torch.Tensor],
-    softmax: Callable[..., torch.Tensor],
-) -> Iterator[None]:
-    before = F.scaled_dot_product_attention, F.softmax
-    _acting.append(guard)
-    F.scaled_dot_product_attention, F.softmax = fused, softmax
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention, F.softmax = before
+class _Recording:
+    """Let a guard keep what it sees while a `with` block runs; written out as `_Reach` is."""
+
+    def __init__(self, guard: AttentionGuard) -> None:
+        self._guard = guard
+
+    def __enter__(self) -> None:
+        self._guard.start_recording()
+
+    def __exit__(self, *_: object) -> None:
+        self._guard.stop_recording()
+
+
+class _Reach:
+    """Put functions in the place of torch's while a `with` block runs; blocks may be nested.
+
+    Written out, since it is entered in every step: a generator for each part costs more than it.
+
+    Args:
+        guard: Whom `cap_logits` speaks to there.
+        replace: Turns the functions found into those that stand for them.
+    """
+
+    def __init__(
+        self, guard: AttentionGuard | None, replace: Callable[[_Functions], _Functions]
+    ) -> None:
+        self._guard = guard
+        self._replace = replace
+        self._found: _Functions | None = None
+        self._stand_ins: _Functions | None = None
+        self._before: list[tuple[_Functions, bool]] = []
+
+    def __enter__(self) -> None:
+        found = F.scaled_dot_product_attention, F.softmax
+        if self._stand_ins is None or found != self._found:
+            self._found, self._stand_ins = found, self._replace(found)
+        # In eval mode nn.TransformerEncoder would pass its attention modules by, and give zeros
+        # where a sequence is padded; a probe must not depend on whether attention is capped.
+        self._before.append((found, torch.backends.mha.get_fastpath_enabled()))
+        torch.backends.mha.set_fastpath_enabled(False)
+        _acting.append(self._guard)
+        F.scaled_dot_product_attention, F.softmax = self._stand_ins
+
+    def __exit__(self, *_: object) -> None:
+        found, was_enabled = self._before.pop()
+        F.scaled_dot_product_attention, F.softmax = found
         _acting.pop()
-
-
-@contextlib.contextmanager
-def _no_fast_path() -> Iterator[None]:
-    # In eval mode nn.TransformerEncoder would pass its attention modules by, and give zeros where
-    # a sequence is padded; a probe must not depend on whether attention is capped.
-    was_enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
         torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 def _in_place_of(
     function: Callable[..., torch.Tensor], ours: Callable[..., torch.Tensor]
 ) -> Callable[..., torch.Tensor]:
-    plain = _plain(function)
+    plain = _plain_one(function)
     replaced = functools.partial(ours, plain)
     functools.update_wrapper(replaced, plain)  # torch.compile asks functions of torch for names
     return replaced
 
 
-def _plain(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Return what an engine around this one has replaced."""
+def _plain(found: _Functions) -> _Functions:
+    """Return what engines around this one have replaced."""
+    fused, softmax = found
+    return _plain_one(fused), _plain_one(softmax)
+
+
+def _plain_one(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     while isinstance(function, functools.partial) and isinstance(
         getattr(function.func, "__self__", None), AttentionGuard
     ):

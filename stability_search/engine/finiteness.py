@@ -4,16 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch._utils import _flatten_dense_tensors
 
-_MOMENT_TURNS = 16
+_TURNS = 16
 _SMALL = 4096
 
 
-def state_norm(
-    parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer, turn: int
-) -> torch.Tensor:
-    """Return the L2 norm over parameters and second moments, 0-d; not finite if any value is.
+class StateWatch:
+    """Read whether parameters and second moments are finite, as one number.
 
     Nothing else of an optimizer's state can be non-finite while both are finite: a broken
     momentum breaks its parameter in the same update. A broken second moment does not, it only
@@ -23,34 +20,38 @@ def state_norm(
     Args:
         parameters: Those of the optimizer.
         optimizer: Its state is looked at where it has second moments.
-        turn: Which of them are read, any integer.
     """
-    moments = [
-        state["exp_avg_sq"]
-        for parameter in parameters[turn % _MOMENT_TURNS :: _MOMENT_TURNS]
-        if "exp_avg_sq" in (state := optimizer.state.get(parameter, {}))
-    ]
-    return _norm([*parameters, *moments])
 
+    def __init__(
+        self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._parameters = parameters
+        self._optimizer = optimizer
+        # Of many small tensors a copy is cheaper than a kernel for each.
+        small: dict[torch.dtype, list[torch.Tensor]] = {}
+        for parameter in parameters:
+            if parameter.numel() <= _SMALL:
+                small.setdefault(parameter.dtype, []).append(parameter)
+        self._small = list(small.values())
+        self._large = [p for p in parameters if p.numel() > _SMALL]
 
-def _norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    # Of many small tensors a copy is cheaper than a kernel for each.
-    small: dict[torch.dtype, list[torch.Tensor]] = {}
-    large: list[torch.Tensor] = []
-    for tensor in tensors:
-        if tensor.numel() <= _SMALL:
-            small.setdefault(tensor.dtype, []).append(tensor)
-        else:
-            large.append(tensor)
-    joined = [_flatten_dense_tensors(group) for group in small.values()]  # type: ignore[no-untyped-call]
-    norms = torch._foreach_norm([*joined, *large])  # noqa: SLF001 - no public name
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    def norm(self, turn: int) -> torch.Tensor:
+        """Return the L2 norm over all of them, 0-d; not finite if any value is.
+
+        Args:
+            turn: Which second moments are read, any integer.
+        """
+        states = map(self._optimizer.state.get, self._parameters[turn % _TURNS :: _TURNS])
+        moments = [state["exp_avg_sq"] for state in states if state and "exp_avg_sq" in state]
+        joined = [torch._C._nn.flatten_dense_tensors(group) for group in self._small]  # noqa: SLF001
+        norms = torch._foreach_norm([*joined, *self._large, *moments])  # noqa: SLF001 - as above
+        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 def state_fault(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[str, str | None]:
     """Say what of parameters and optimizer state is not finite.
 
-    Asked once `state_norm` is not finite, which huge finite values are enough for.
+    Asked once the norm of `StateWatch` is not finite, which huge finite values are enough for.
 
     Args:
         model: Where names come from.

@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -118,10 +118,12 @@ class GuardedEngine:
         )
         undo.callback(self._window.close)
         is_fp16_on_cpu = settings.precision == "fp16" and self.device.type == "cpu"
-        self._is_emulating = is_fp16_on_cpu and settings.fp16_on_cpu == "emulated"
-        if self._is_emulating:
+        self._emulated: Callable[[], contextlib.AbstractContextManager[None]]
+        self._emulated = contextlib.nullcontext
+        if is_fp16_on_cpu and settings.fp16_on_cpu == "emulated":
             emulation.acquire()
             undo.callback(emulation.release)
+            self._emulated = emulation.emulated_fp16
 
     # -- life ------------------------------------------------------------------------------
 
@@ -233,7 +235,7 @@ class GuardedEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._num_steps += 1
-        with self._acting():
+        with self._attention.acting(), self._emulated():
             result = self._window.take(
                 dict(enumerate(micro_batches)), loss_fn, turn=self._num_steps
             )
@@ -299,12 +301,6 @@ class GuardedEngine:
                 raise
         return torch.full((), math.nan, device=self.device)
 
-    @contextlib.contextmanager
-    def _acting(self) -> Iterator[None]:
-        emulated = emulation.emulated_fp16() if self._is_emulating else contextlib.nullcontext()
-        with self._attention.acting(), emulated:
-            yield
-
     def _require_open(self) -> None:
         if not self._is_open:
             raise ValueError("engine: it must be open, but it was closed. Make a new one.")
@@ -315,6 +311,9 @@ class GuardedEngine:
         self, micro_batches: Sequence[Any], loss_fn: LossFn, result: WindowResult
     ) -> "_Judgement":
         last, faults = result.last, result.faults
+        if last.is_fine and not faults:
+            self._adjust(StepLabel.OK, last)
+            return _FINE
         facts = guards.StepFacts(
             state_fault=last.state_fault,
             batch_fault="",
@@ -323,9 +322,6 @@ class GuardedEngine:
             scale=self.scale,
             proven_scale=self._proof.proven_scale,
         )
-        if facts.is_finite:
-            self._adjust(StepLabel.OK, last)
-            return _FINE
         position, batch_fault = self._data.fault(micro_batches, loss_fn)
         label, reason = guards.label_step(dataclasses.replace(facts, batch_fault=batch_fault))
         cause = _Judgement(label=label, reason=reason)

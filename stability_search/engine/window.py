@@ -12,7 +12,7 @@ from torch import nn
 from stability_search.engine import batches, precision
 from stability_search.engine.clamps import AttentionGuard
 from stability_search.engine.clipping import gradient_fault, rescale_gradients, tensor_norms
-from stability_search.engine.finiteness import state_fault, state_norm
+from stability_search.engine.finiteness import StateWatch, state_fault
 from stability_search.engine.losses import (
     NUMERICAL_ERRORS,
     LossFn,
@@ -50,6 +50,11 @@ class Attempt:
     grad_fault: str
     grad_rms_over_eps: float | None
     is_applied: bool
+
+    @property
+    def is_fine(self) -> bool:
+        """True if nothing of it was non-finite."""
+        return not self.state_fault and not self.grad_fault and not self.reading.faults
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +118,7 @@ class Window:
         }
         self._updates = UpdateWatch(self._parameters)
         self._eps = EpsWatch(optimizer)
+        self._state = StateWatch(self._parameters, optimizer)
         self._has_checked_gradients = False
 
     def close(self) -> None:
@@ -227,7 +233,7 @@ class Window:
 
     def _finish(self, signals: Signals, raised_backward: frozenset[int], turn: int) -> Attempt:
         """Clip, update, and bring everything to the host."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        gradients = [g for p in self._parameters if (g := p.grad) is not None]
         if not self._has_checked_gradients:
             self._check_gradients(gradients)
         can_update = bool(gradients) and not signals.has_exception
@@ -239,7 +245,7 @@ class Window:
             if is_looked_at:
                 self._updates.after_update(signals)
                 signals.add_grad_norms(norms)
-        reading = signals.read(state_norm(self._parameters, self._optimizer, turn))
+        reading = signals.read(self._state.norm(turn))
         is_applied = can_update and not reading.faults and reading.is_grad_finite
         fault, broken_module = "", None
         if not math.isfinite(reading.state_norm):
@@ -364,6 +370,8 @@ class _OutputWatch:
 
 
 def _largest(output: object) -> list[torch.Tensor]:
+    if isinstance(output, torch.Tensor) and output.is_floating_point() and output.numel():
+        return [output.detach().amax().float()]  # as below, in the usual case
     return [
         tensor.detach().amax().float()
         for _, tensor in batches.tensors(output)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from stability_search.engine.finiteness import state_fault, state_norm
+from stability_search.engine.finiteness import StateWatch, state_fault
 
 
 def trained(optimizer: str = "adamw") -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -24,8 +24,9 @@ MOMENTUM = {"momentum": 0.9}
 
 
 def norms(model: nn.Module, made: torch.optim.Optimizer, num_turns: int) -> list[float]:
-    parameters = list(model.parameters())
-    return [state_norm(parameters, made, turn).item() for turn in range(num_turns)]
+    with torch.no_grad():
+        watch = StateWatch(list(model.parameters()), made)
+        return [watch.norm(turn).item() for turn in range(num_turns)]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -69,3 +70,14 @@ def test_huge_parameters_are_finite_though_their_squares_are_not() -> None:
     model[0].weight.data.fill_(3e38)
     assert norms(model, made, 1) == [math.inf]
     assert state_fault(model, made) == ("", None)
+
+
+@pytest.mark.parametrize("broken", range(4))
+def test_small_large_and_double_parameters_are_all_read(broken: int) -> None:
+    sizes = [(3, torch.float32), (5000, torch.float32), (3, torch.float64), (5000, torch.float64)]
+    parameters = [nn.Parameter(torch.ones(size, dtype=dtype)) for size, dtype in sizes]
+    watch = StateWatch(parameters, torch.optim.SGD(parameters, lr=0.1))
+    with torch.no_grad():
+        assert watch.norm(0).item() == pytest.approx(math.sqrt(10006))
+        parameters[broken][-1] = math.nan
+        assert math.isnan(watch.norm(0).item())
