@@ -268,9 +268,6 @@ class _Trial:
             limit = 1 / self.config.kill_rule.false_kill
             evidence = f"evidence {self.kill_test.evidence:.4g} >= {limit:g}"
             return Outcome.PRUNED, f"{num_bad} bad steps of {record.step}: {evidence}"
-        limit_bad = self.config.engine.max_bad_steps
-        if limit_bad is not None and num_bad >= limit_bad:
-            return Outcome.PRUNED, "max_bad_steps"
         if self._has_diverged(record):
             return Outcome.DIVERGED, "the loss stays far above where it began"
         if self.clock() - self.started >= self.config.timeout_s and not self._is_done(record):

@@ -26,6 +26,7 @@ from stability_search.engine.multihead import (
 from stability_search.engine.observer import Observer
 from stability_search.engine.overrides import Forward, ForwardOverrides
 from stability_search.engine.reach import ReachWatch
+from stability_search.engine.standins import Functions, Reach, in_place_of, plain, plain_one
 from stability_search.errors import UsageError
 from stability_search.settings import EngineSettings
 
@@ -34,8 +35,6 @@ _WAYS_TO_CAP = (
     "torch.nn.functional.scaled_dot_product_attention by that name, or "
     "stability_search.cap_logits on the logits before the mask; or leave the cap out."
 )
-
-_Functions = tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]
 
 # The guard that `cap_logits` speaks to, the innermost last. Of the process, not of a thread:
 # autograd recomputes checkpointed blocks in threads of its own.
@@ -63,6 +62,17 @@ def cap_logits(logits: torch.Tensor) -> torch.Tensor:
     return logits if guard is None else guard.see_logits(logits)
 
 
+def check_attention(model: nn.Module, settings: EngineSettings) -> None:
+    """Refuse attention settings that the model has nothing for, before anything is changed.
+
+    Raises:
+        UsageError: As `AttentionGuard`.
+    """
+    for module in _attention_modules(model, settings):
+        if settings.attention_logit_cap is not None and isinstance(module, nn.MultiheadAttention):
+            check_can_write_out(module)
+
+
 class AttentionGuard:
     """Clamp, cap and watch the attention of one model.
 
@@ -80,17 +90,18 @@ class AttentionGuard:
 
     def __init__(self, model: nn.Module, settings: EngineSettings, observer: Observer) -> None:
         self._observer = observer
+        self._settings = settings
         self._clamp = settings.attention_clamp
         self._cap = settings.attention_logit_cap
         self._fp32 = settings.attention_precision == "fp32"
         self._model = model
         self._patterns = settings.attention_modules
         self._modules = _attention_modules(model, settings)
-        self._device_type = next(model.parameters()).device.type
+        self._device = next(model.parameters()).device
         self._overrides = ForwardOverrides()
         self._must_check_reach = self._cap is not None or self._clamp is not None or self._fp32
         self._ran: set[nn.Module] = set()
-        self._reach = _Reach(self, self._stand_ins)
+        self._reach = Reach(_acting, self, self._stand_ins)
         self._recording = _Recording(self)
         self._is_recording = False
         self._saw_first = False
@@ -104,9 +115,8 @@ class AttentionGuard:
         self._attach()
 
     def _check(self) -> None:
+        check_attention(self._model, self._settings)
         for module in self._modules:
-            if self._cap is not None and isinstance(module, nn.MultiheadAttention):
-                check_can_write_out(module)
             halves = {p.dtype for p in module.parameters()} & HALF
             if self._fp32 and halves:
                 raise UsageError(
@@ -122,7 +132,7 @@ class AttentionGuard:
                 self._overrides.replace(module, functools.partial(self._capped, module))
             if self._fp32:
                 self._overrides.replace(
-                    module, functools.partial(functools.partial, _run_in_fp32, self._device_type)
+                    module, functools.partial(functools.partial, _run_in_fp32, self._device.type)
                 )
             self._overrides.replace(
                 module, functools.partial(functools.partial, self._watched, module)
@@ -147,13 +157,13 @@ class AttentionGuard:
 
     def suspended(self) -> contextlib.AbstractContextManager[None]:
         """Give fused attention and `cap_logits` back to another model, inside `acting`."""
-        return _Reach(None, _plain)
+        return Reach(_acting, None, plain)
 
-    def _stand_ins(self, found: _Functions) -> _Functions:
+    def _stand_ins(self, found: Functions) -> Functions:
         fused, softmax = found
         return (
-            _in_place_of(fused, self._fused_attention),
-            _in_place_of(softmax, self._watched_softmax),
+            in_place_of(fused, self._fused_attention),
+            in_place_of(softmax, self._watched_softmax),
         )
 
     def recording(self) -> contextlib.AbstractContextManager[None]:
@@ -178,7 +188,7 @@ class AttentionGuard:
     def _checking_reach(self) -> Iterator[None]:
         self._ran.clear()
         watch = ReachWatch(
-            _plain_one(F.scaled_dot_product_attention),
+            plain_one(F.scaled_dot_product_attention),
             count_capped=lambda: self.num_capped_calls,
             is_watching=lambda: _acting[-1] is self,
             inside=self._modules if self._patterns else (),
@@ -251,7 +261,9 @@ class AttentionGuard:
             self._keep(self.logit_maxima, lambda: largest().float())
 
     def _keep(self, kept: list[torch.Tensor], read: Callable[[], torch.Tensor]) -> None:
-        kept += self._observer.look("model's attention", lambda: [read()], [])
+        nothing: list[torch.Tensor] = []
+        found = self._observer.look("model's attention", lambda: [read()], nothing)
+        kept += self._observer.on_device("model's attention", found, self._device)
 
     def _watched(
         self,
@@ -396,7 +408,7 @@ def _named_modules(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Modul
 
 
 class _Recording:
-    """Let a guard keep what it sees while a `with` block runs; written out as `_Reach` is."""
+    """Let a guard keep what it sees while a `with` block runs; written out as `Reach` is."""
 
     def __init__(self, guard: AttentionGuard) -> None:
         self._guard = guard
@@ -406,66 +418,6 @@ class _Recording:
 
     def __exit__(self, *_: object) -> None:
         self._guard.stop_recording()
-
-
-class _Reach:
-    """Put functions in the place of torch's while a `with` block runs; blocks may be nested.
-
-    Written out, since it is entered in every step: a generator for each part costs more than it.
-
-    Args:
-        guard: Whom `cap_logits` speaks to there.
-        replace: Turns the functions found into those that stand for them.
-    """
-
-    def __init__(
-        self, guard: AttentionGuard | None, replace: Callable[[_Functions], _Functions]
-    ) -> None:
-        self._guard = guard
-        self._replace = replace
-        self._found: _Functions | None = None
-        self._stand_ins: _Functions | None = None
-        self._before: list[tuple[_Functions, bool]] = []
-
-    def __enter__(self) -> None:
-        found = F.scaled_dot_product_attention, F.softmax
-        if self._stand_ins is None or found != self._found:
-            self._found, self._stand_ins = found, self._replace(found)
-        # In eval mode nn.TransformerEncoder would pass its attention modules by, and give zeros
-        # where a sequence is padded; a probe must not depend on whether attention is capped.
-        self._before.append((found, torch.backends.mha.get_fastpath_enabled()))
-        torch.backends.mha.set_fastpath_enabled(False)
-        _acting.append(self._guard)
-        F.scaled_dot_product_attention, F.softmax = self._stand_ins
-
-    def __exit__(self, *_: object) -> None:
-        found, was_enabled = self._before.pop()
-        F.scaled_dot_product_attention, F.softmax = found
-        _acting.pop()
-        torch.backends.mha.set_fastpath_enabled(was_enabled)
-
-
-def _in_place_of(
-    function: Callable[..., torch.Tensor], ours: Callable[..., torch.Tensor]
-) -> Callable[..., torch.Tensor]:
-    plain = _plain_one(function)
-    replaced = functools.partial(ours, plain)
-    functools.update_wrapper(replaced, plain)  # torch.compile asks functions of torch for names
-    return replaced
-
-
-def _plain(found: _Functions) -> _Functions:
-    """Return what engines around this one have replaced."""
-    fused, softmax = found
-    return _plain_one(fused), _plain_one(softmax)
-
-
-def _plain_one(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    while isinstance(function, functools.partial) and isinstance(
-        getattr(function.func, "__self__", None), AttentionGuard
-    ):
-        function = function.args[0]
-    return function
 
 
 def _share_beyond(values: torch.Tensor, limit: float) -> torch.Tensor:

@@ -1,7 +1,9 @@
 """Looking at a model without getting in its way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
+
+import torch
 
 from stability_search.engine.signals import spell_error
 
@@ -26,7 +28,26 @@ class Observer:
         try:
             return read()
         except Exception as error:  # noqa: BLE001 - around our own hooks in a user's model
-            if what not in self._failed:
-                self._failed.add(what)
-                self.notes.append(f"The {what} is not fully observed ({spell_error(error)}).")
+            self.note(what, error)
             return otherwise
+
+    def on_device(
+        self, what: str, values: Sequence[torch.Tensor], device: torch.device
+    ) -> list[torch.Tensor]:
+        """Return the values that lie on a device: others cannot come to the host with them."""
+        found = [value for value in values if value.device == device]
+        if len(found) < len(values):
+            self.note(what, f"a part of it is not on {device}")
+        return found
+
+    def note(self, what: str, error: Exception | str) -> None:
+        """Say, the first time, that something could not be looked at.
+
+        Args:
+            what: As in `look`.
+            error: Why.
+        """
+        if what not in self._failed:
+            self._failed.add(what)
+            reason = error if isinstance(error, str) else spell_error(error)
+            self.notes.append(f"The {what} is not fully observed ({reason}).")

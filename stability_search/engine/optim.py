@@ -37,16 +37,15 @@ _DEFAULT_WEIGHT_DECAY = {"adamw": 1e-2, "adam": 0.0, "sgd": 0.0}  # PyTorch's ow
 _FUSED_DEVICES = {"cpu", "cuda"}
 
 
-def build_optimizer(
-    groups: ParameterGroups, settings: EngineSettings, *, model: nn.Module | None = None
-) -> torch.optim.Optimizer:
-    """Build the fused optimizer that the settings name.
+def checked_groups(
+    groups: ParameterGroups, model: nn.Module | None = None
+) -> list[dict[str, Any]]:
+    """Return the groups with what can be trained in them.
 
     Args:
         groups: Parameter groups as `torch.optim` takes them, or bare parameters. A group may set
             `weight_decay`, `betas`, `eps`, `momentum`, `nesterov`, `dampening`, `amsgrad` or
             `maximize` of its own, but not `lr`.
-        settings: Optimizer, rates and decay.
         model: Where every parameter of the groups must come from; None to leave that unchecked.
 
     Raises:
@@ -61,6 +60,23 @@ def build_optimizer(
             hint="Unfreeze what should be trained.",
         )
     _check_parameters(listed, model)
+    return listed
+
+
+def build_optimizer(
+    groups: ParameterGroups, settings: EngineSettings, *, model: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """Build the fused optimizer that the settings name.
+
+    Args:
+        groups: As `checked_groups` takes them.
+        settings: Optimizer, rates and decay.
+        model: As `checked_groups` takes it.
+
+    Raises:
+        UsageError: As `checked_groups`, or torch refuses a value of a group.
+    """
+    listed = checked_groups(groups, model)
     decay = settings.weight_decay
     common: dict[str, Any] = {
         "lr": settings.learning_rate,

@@ -16,6 +16,7 @@ from stability_search.engine.losses import (
     is_out_of_memory,
     total_loss,
 )
+from stability_search.engine.observer import Observer
 from stability_search.engine.rollback import Rollback
 from stability_search.engine.signals import spell_error
 from stability_search.engine.trace import trace_forward
@@ -33,6 +34,7 @@ class DataJudge:
         reference: Builds that model, on the device; None to judge by NaN and Inf alone.
         device: Device of the batches.
         suspended: Takes the settings under test out of reach of another model.
+        observer: Told where the reference could not be asked.
     """
 
     def __init__(
@@ -40,7 +42,9 @@ class DataJudge:
         reference: Callable[[], nn.Module] | None,
         device: torch.device,
         suspended: Callable[[], contextlib.AbstractContextManager[None]],
+        observer: Observer,
     ) -> None:
+        self._observer = observer
         self._build = reference
         self._device = device
         self._suspended = suspended
@@ -89,23 +93,31 @@ class DataJudge:
             torch.random.fork_rng(devices),
             self._suspended(),
             precision.autocast("fp32", self._device),
+            torch.enable_grad(),  # a loss may take gradients of its own
         ):
-            if self._model is None:
-                self._model = keep_no_half_precision(build())
-                self._initial = Rollback(self._model, self._device)
-                self._initial.mark()
-            assert self._initial is not None  # noqa: S101 - made with the model
             try:
-                return self._judge(self._model, batch, loss_fn)
+                return self._judge(self._reference(build), batch, loss_fn)
+            except Exception as error:  # noqa: BLE001 - what the reference cannot bear is no verdict
+                if is_out_of_memory(error):
+                    self._model = self._initial = None
+                self._observer.note("batch at a bad step", error)
+                return ""
             finally:
-                self._initial.restore_buffers()
+                if self._initial is not None:
+                    self._initial.restore_buffers()
+
+    def _reference(self, build: Callable[[], nn.Module]) -> nn.Module:
+        if self._model is None:
+            self._model = keep_no_half_precision(build()).to(self._device).train()
+            self._initial = Rollback(self._model, self._device)
+            self._initial.mark()
+        return self._model
 
     @staticmethod
     def _judge(model: nn.Module, batch: Any, loss_fn: LossFn) -> str:  # noqa: ANN401 - as above
         def run() -> torch.Tensor:
             torch.manual_seed(_SEED)
-            with torch.no_grad():
-                return total_loss(loss_fn(model, batch))[0]
+            return total_loss(loss_fn(model, batch))[0].detach()
 
         try:
             if bool(torch.isfinite(run())):

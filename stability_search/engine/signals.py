@@ -1,6 +1,5 @@
 """What one window shows, gathered on the device and brought to the host in one transfer."""
 
-import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,7 +112,7 @@ class Signals:
         limited = [value * _TO_OVERFLOW for value in distinct]
         # Few small kernels: 0 times a finite number is 0, and times any other NaN.
         judged = torch.stack([*self._judged, *limited])
-        return torch.dot(judged, _zeros(len(judged), judged.device)).nan_to_num_(nan=1.0)
+        return torch.dot(judged, torch.zeros_like(judged)).nan_to_num_(nan=1.0)
 
     def add_grad_norms(self, norms: torch.Tensor) -> None:
         """Keep the norm of each gradient as it is, one dimension."""
@@ -148,11 +147,6 @@ class Signals:
             zero_grad_frac=_mean(found.get("zero_grad_frac", ())),
             grad_norms=tuple(grad_norms),
         )
-
-
-@functools.cache
-def _zeros(count: int, device: torch.device) -> torch.Tensor:
-    return torch.zeros(count, device=device)
 
 
 def _faults(

@@ -23,7 +23,7 @@ from torch import nn
 
 from stability_search.engine import emulation, guards, optim, precision
 from stability_search.engine.checkpointing import checkpoint_blocks
-from stability_search.engine.clamps import AttentionGuard
+from stability_search.engine.clamps import AttentionGuard, check_attention
 from stability_search.engine.clipping import NONFINITE_GRADIENT, clip_factor
 from stability_search.engine.half_weights import widened
 from stability_search.engine.losses import (
@@ -88,16 +88,23 @@ class GuardedEngine:
         self._scale = precision.LossScale(settings) if settings.has_loss_scaling else None
         self._proof = guards.ScaleProof()
         self._observer = Observer()
-        self._notes = prepare_model(model, settings, init_gain_names=init_gain_names)
         groups = optim.default_groups(model) if parameter_groups is None else parameter_groups
-        self.optimizer = optim.build_optimizer(groups, settings, model=model)
+        groups = optim.checked_groups(groups, model)
+        check_attention(model, settings)
+        # Nothing was changed until here, and what could be refused has been.
+        self._notes = (
+            *prepare_model(model, settings, init_gain_names=init_gain_names),
+            *_note_on_buffers(model),
+        )
+        self.optimizer = optim.build_optimizer(groups, settings)
         self._num_steps = 0
         self._num_applied = 0
+        self._num_bad_steps = 0
         self._num_micro_batches = 0
         with contextlib.ExitStack() as undo:
             self._equip(undo)
             self._undo = undo.pop_all()
-        self._data = DataJudge(reference, self.device, self._attention.suspended)
+        self._data = DataJudge(reference, self.device, self._attention.suspended, self._observer)
         self._is_open = True
 
     def _equip(self, undo: contextlib.ExitStack) -> None:
@@ -156,7 +163,7 @@ class GuardedEngine:
         return self._num_steps
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on bit for bit, model and random state included.
+        """Return everything needed to go on bit for bit, model and torch's random state included.
 
         As in torch, its tensors are the live ones: save it, or copy it, before the next step.
         `torch.load(..., weights_only=True)` reads it back.
@@ -172,6 +179,7 @@ class GuardedEngine:
             "num_steps": self._num_steps,
             "num_applied": self._num_applied,
             "num_micro_batches": self._num_micro_batches,
+            "num_bad_steps": self._num_bad_steps,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if is_cuda else None,
         }
@@ -198,6 +206,7 @@ class GuardedEngine:
         self._num_steps = state["num_steps"]
         self._num_applied = state["num_applied"]
         self._num_micro_batches = state["num_micro_batches"]
+        self._num_bad_steps = state["num_bad_steps"]
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
@@ -234,12 +243,11 @@ class GuardedEngine:
         learning_rate = optim.learning_rate_at(self._num_applied, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._num_steps += 1
+        step = self._num_steps + 1
         with self._attention.acting(), self._emulated():
-            result = self._window.take(
-                dict(enumerate(micro_batches)), loss_fn, turn=self._num_steps
-            )
+            result = self._window.take(dict(enumerate(micro_batches)), loss_fn, turn=step)
             judgement = self._judge(micro_batches, loss_fn, result)
+        self._num_steps = step
         record = self._record(result, judgement, learning_rate, scale, started)
         self._num_micro_batches += len(micro_batches)
         return record
@@ -268,7 +276,7 @@ class GuardedEngine:
         which there is an fp32 copy for that time.
         """
         self._require_open()
-        before = Rollback(self.model, self.device)
+        before = self._window.rollback()
         before.mark()
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
@@ -344,30 +352,42 @@ class GuardedEngine:
             origin = Origin(module=result.last.broken_module, phase="update")
             return dataclasses.replace(found, origin=origin)
         if result.faults:
-            origin = result.origin
+            first = min(result.faults)
+            is_transient = self._is_transient(result.origin, first)
             return dataclasses.replace(
-                found,
-                position=min(result.faults),
-                origin=origin,
-                is_transient=origin.phase is None,
+                found, position=first, origin=result.origin, is_transient=is_transient
             )
         position, origin = self._window.trace_backward(
             dict(enumerate(micro_batches)), loss_fn, len(micro_batches)
         )
-        if origin.phase is not None:
-            return dataclasses.replace(found, position=position, origin=origin, is_transient=False)
+        if origin.phase is not None or not origin.is_known:
+            is_transient = False if origin.is_known else None
+            return dataclasses.replace(
+                found, position=position, origin=origin, is_transient=is_transient
+            )
         # Finite gradients whose squares overflow show no place.
         is_nonfinite = result.last.grad_fault == NONFINITE_GRADIENT
         return dataclasses.replace(
             found, origin=Origin(phase="backward"), is_transient=True if is_nonfinite else None
         )
 
+    def _is_transient(self, origin: Origin, position: int) -> bool | None:
+        if origin.phase is None and position > 0 and any(True for _ in self.model.buffers()):
+            return None  # it was repeated with the buffers of the window's start, not its own
+        return origin.phase is None if origin.is_known else None
+
     def _adjust(self, label: StepLabel, last: Attempt) -> None:
         """Move scale and schedule by what happened, and end where nothing can go on."""
-        if last.is_applied:
-            self._num_applied += 1
+        self._num_applied += last.is_applied
+        self._num_bad_steps += label is StepLabel.BAD
+        limit = self.settings.max_bad_steps
+        if limit is not None and self._num_bad_steps >= limit:
+            self.ended = (Outcome.PRUNED, "max_bad_steps")
         if last.state_fault:
             self.ended = (Outcome.NONFINITE_PARAMETERS, last.state_fault)
+        self._adjust_scale(label, last)
+
+    def _adjust_scale(self, label: StepLabel, last: Attempt) -> None:
         if self._scale is None or last.reading.faults:
             return
         scale = self._scale.value
@@ -380,7 +400,7 @@ class GuardedEngine:
             self._scale.overflowed()
             if label is StepLabel.BAD:
                 self._proof.overflow_was_bad(scale)
-            if self._scale.value < 1 and self.ended is None:
+            if self._scale.value < 1:
                 self.ended = (
                     Outcome.SCALE_COLLAPSE,
                     f"the loss scale fell to {self._scale.value:g}, below 1",
@@ -423,7 +443,9 @@ class GuardedEngine:
             is_transient=judgement.is_transient,
             update_ratio=finite_or_none(last.update_ratio) if is_applied else None,
             zero_grad_frac=finite_or_none(last.zero_grad_frac) if is_applied else None,
-            grad_rms_over_eps=None if rms is None else rms * factor / (scale or 1.0),
+            grad_rms_over_eps=finite_or_none(
+                None if rms is None else rms * factor / (scale or 1.0)
+            ),
             loss_terms=mean_terms(first.terms),
             step_s=time.perf_counter() - started,
         )
@@ -456,3 +478,11 @@ def _device_of(model: nn.Module) -> torch.device:
     if first is None:
         raise UsageError("model: it must have a parameter to train, but has none.")
     return first.device
+
+
+def _note_on_buffers(model: nn.Module) -> list[str]:
+    size_mib = Rollback.num_large_bytes(model) / 2**20
+    if size_mib < 1:
+        return []
+    note = f"large buffers are kept a second time in main memory, {size_mib:.0f} MiB more"
+    return [f"{note}, so that a skipped step can be undone"]

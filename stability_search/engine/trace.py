@@ -39,11 +39,14 @@ class Origin:
             `backward` of the gradient that came back to it; for `loss` of what the model
             returned, or of the loss where it is the loss's gradient that broke. Finite; None
             where there was no such value.
+        is_known: False where the repeat raised (out of memory, say) before anything was
+            non-finite, so that nothing can be said.
     """
 
     module: str | None = None
     phase: str | None = None
     last_finite_max: float | None = None
+    is_known: bool = True
 
 
 def trace_forward(model: nn.Module, run: Callable[[], torch.Tensor]) -> Origin:
@@ -59,13 +62,15 @@ def trace_forward(model: nn.Module, run: Callable[[], torch.Tensor]) -> Origin:
         is `forward` all the same. One that raised a numerical error on finite values is named.
     """
     calls = _Calls(model)
-    is_loss_broken, is_numerical = True, False
+    is_loss_broken, is_numerical, has_raised = True, False, False
     try:
-        with calls, torch.no_grad():
+        with calls:
             is_loss_broken = not bool(torch.isfinite(run()).all())
     except Exception as error:  # noqa: BLE001 - the fault itself; the engine has its own record of it
-        is_numerical = isinstance(error, NUMERICAL_ERRORS)
-    return _forward_origin(calls, is_loss_broken=is_loss_broken, is_numerical=is_numerical)
+        has_raised, is_numerical = True, isinstance(error, NUMERICAL_ERRORS)
+    origin = _forward_origin(calls, is_loss_broken=is_loss_broken, is_numerical=is_numerical)
+    is_known = not has_raised or is_numerical or origin.phase == "forward"
+    return origin if is_known else Origin(is_known=False)
 
 
 def trace_backward(
@@ -87,24 +92,25 @@ def trace_backward(
         `trace_forward` returns; otherwise the first module, in backward order, that turned
         finite gradients into non-finite ones which reached a parameter. Gradients that break
         where they are summed belong to the innermost module around the sum. If a pass raises and
-        nothing was non-finite, only the phase is given, `backward`.
+        nothing was non-finite, only the phase is given, `backward`, and it is not known.
     """
     leaves = [p for p in parameters if p.requires_grad]
     calls = _Calls(model)
     loss: torch.Tensor | None = None
-    is_loss_broken, is_numerical = False, False
+    is_loss_broken, is_numerical, has_raised = False, False, False
     try:
         with calls, torch.enable_grad():
             loss = run()
         is_loss_broken = not bool(torch.isfinite(loss).all())
     except Exception as error:  # noqa: BLE001 - the fault itself, as above
-        is_numerical = isinstance(error, NUMERICAL_ERRORS)
+        has_raised, is_numerical = True, isinstance(error, NUMERICAL_ERRORS)
     if loss is None or is_loss_broken or calls.has_broken_output():
         forward = _forward_origin(calls, is_loss_broken=is_loss_broken, is_numerical=is_numerical)
-        if forward.phase is not None:
+        is_guess = has_raised and not is_numerical and forward.phase != "forward"
+        if forward.phase is not None and not is_guess:
             return forward
     if loss is None or (leaves and loss.grad_fn is None):
-        return Origin(phase="backward")
+        return Origin(phase="backward", is_known=False)
     if not leaves:
         return Origin()
     return _backward_origin(calls, loss, leaves)
@@ -369,7 +375,9 @@ def _backward_origin(calls: _Calls, loss: torch.Tensor, leaves: list[torch.Tenso
         value = abs(loss.item())
         return Origin(phase="loss", last_finite_max=value if math.isfinite(value) else None)
     call = trail.unfinished() if is_numerical else None
-    return Origin(phase="backward") if call is None else trail.origin(call)
+    if call is None:
+        return Origin(phase="backward", is_known=is_numerical)
+    return trail.origin(call)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

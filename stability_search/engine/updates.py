@@ -74,7 +74,7 @@ class EpsWatch:
         self._factors = [
             # Norm times this is RMS over eps; 0 leaves biases and scales out.
             1.0 / (math.sqrt(p.numel()) * group["eps"])
-            if "eps" in group and p.dim() > 1 and p.numel()
+            if group.get("eps") and p.dim() > 1 and p.numel()
             else 0.0
             for group in optimizer.param_groups
             for p in group["params"]

@@ -108,7 +108,7 @@ class Window:
         self._scale = scale
         self._device = device
         self._rollback = Rollback(model, device)
-        self._watch = _OutputWatch(model, observer)
+        self._watch = _OutputWatch(model, observer, device)
         self._kept: Mapping[str, list[torch.Tensor]] = {
             "output": self._watch.maxima,
             "attention output": attention.output_maxima,
@@ -120,6 +120,10 @@ class Window:
         self._eps = EpsWatch(optimizer)
         self._state = StateWatch(self._parameters, optimizer)
         self._has_checked_gradients = False
+
+    def rollback(self) -> Rollback:
+        """Return one of its own kind, for what must leave no trace beside a step."""
+        return Rollback(self._model, self._device, base=self._rollback)
 
     def close(self) -> None:
         """Take the hook on the model away."""
@@ -137,12 +141,22 @@ class Window:
             What became of it. Where nothing was applied, buffers, parameters and optimizer state
             are as before the window, to the bit.
         """
+        try:
+            return self._take(window, loss_fn, turn)
+        except BaseException:
+            # Nothing of this step remains, so that training can go on after Ctrl-C, say.
+            self._forget_gradients()
+            self._rollback.restore_buffers()
+            raise
+
+    def _take(self, window: Mapping[int, Any], loss_fn: LossFn, turn: int) -> WindowResult:
         self._rollback.mark()
         faults: dict[int, str] = {}
         origin = Origin()
         first = last = self._attempt(window, loss_fn, turn)
         while last.reading.faults:
             if not faults:  # with the weights that broke, before anything else is tried
+                self._forget_gradients()
                 origin = self._trace_first_fault(last, window, loss_fn)
             faults |= last.reading.faults
             self._rollback.restore_buffers()
@@ -188,6 +202,7 @@ class Window:
         Returns:
             Position of the one that broke, and where; where none did, the first and no origin.
         """
+        self._forget_gradients()  # they are broken, and the repeat needs the memory
         for position, batch in window.items():
 
             def run(batch: Any = batch) -> torch.Tensor:  # noqa: ANN401 - as above
@@ -197,13 +212,13 @@ class Window:
 
             with self._as_at_the_start_of(position):
                 origin = trace_backward(self._model, run, self._parameters)
-            if origin.phase is not None:
+            if origin.phase is not None or not origin.is_known:
                 return position, origin
         return min(window), Origin()
 
     @contextlib.contextmanager
     def _as_at_the_start_of(self, position: int) -> Iterator[None]:
-        after = Rollback(self._model, self._device)
+        after = self.rollback()
         after.mark()
         self._rollback.restore_buffers()
         self._rollback.restore_random_state(position)
@@ -218,18 +233,21 @@ class Window:
     def _attempt(self, window: Mapping[int, Any], loss_fn: LossFn, turn: int) -> Attempt:
         signals = Signals()
         raised_backward: set[int] = set()
-        for parameter in self._parameters:  # zero_grad, without its record for a profiler
-            parameter.grad = None
+        self._forget_gradients()
         for position, batch in window.items():
             self._rollback.mark_micro_batch(position, is_first=position == min(window))
             loss = self._forward(position, batch, loss_fn, signals)
             if loss is None:
                 continue
             share = loss / len(window) if len(window) > 1 else loss
-            if not self._backward(position, share, signals):
+            if not self._backward(position, window, share, loss_fn, signals):
                 raised_backward.add(position)
         with torch.no_grad():
             return self._finish(signals, frozenset(raised_backward), turn)
+
+    def _forget_gradients(self) -> None:
+        for parameter in self._parameters:  # zero_grad, without its record for a profiler
+            parameter.grad = None
 
     def _finish(self, signals: Signals, raised_backward: frozenset[int], turn: int) -> Attempt:
         """Clip, update, and bring everything to the host."""
@@ -291,10 +309,25 @@ class Window:
                 signals.add(kind, position, kept)
         return loss
 
-    def _backward(self, position: int, loss: torch.Tensor, signals: Signals) -> bool:
+    def _backward(
+        self,
+        position: int,
+        window: Mapping[int, Any],
+        loss: torch.Tensor,
+        loss_fn: LossFn,
+        signals: Signals,
+    ) -> bool:
         try:
             (loss if self._scale is None else loss * self._scale.value).backward()  # type: ignore[no-untyped-call]
         except NUMERICAL_ERRORS as error:
+            signals.add_exception(position, error)
+            return False
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            origin = self.trace_backward({position: window[position]}, loss_fn, len(window))[1]
+            if origin.phase is None or not origin.is_known:
+                raise
             signals.add_exception(position, error)
             return False
         return True
@@ -337,7 +370,9 @@ class Window:
 class _OutputWatch:
     """Keep the largest values of what a model returns, while it is asked to."""
 
-    def __init__(self, model: nn.Module, observer: Observer) -> None:
+    def __init__(self, model: nn.Module, observer: Observer, device: torch.device) -> None:
+        self._model = model
+        self._device = device
         self._observer = observer
         self.maxima: list[torch.Tensor] = []
         self._is_watching = False
@@ -363,10 +398,11 @@ class _OutputWatch:
         """Take the hook away."""
         self._hook.remove()
 
-    def _watch(self, _module: nn.Module, _args: object, output: object) -> None:
-        if self._is_watching:
+    def _watch(self, module: nn.Module, _args: object, output: object) -> None:
+        if self._is_watching and module is self._model:  # a copy has this hook too
             nothing: list[torch.Tensor] = []
-            self.maxima += self._observer.look("model's output", lambda: _largest(output), nothing)
+            found = self._observer.look("model's output", lambda: _largest(output), nothing)
+            self.maxima += self._observer.on_device("model's output", found, self._device)
 
 
 def _largest(output: object) -> list[torch.Tensor]:

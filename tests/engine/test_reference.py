@@ -10,9 +10,11 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
 from stability_search.engine import GuardedEngine
+from stability_search.engine.observer import Observer
 from stability_search.engine.reference import DataJudge
 from stability_search.records import StepLabel
 from stability_search.settings import EngineSettings
+from tests.engine.plain import BreakGradient
 
 CPU = torch.device("cpu")
 BLANK = 0
@@ -141,8 +143,8 @@ def test_data_comes_before_bad_gradients_too() -> None:
 # -- the reference itself --------------------------------------------------------------------
 
 
-def judge(reference: Any) -> DataJudge:
-    made = DataJudge(reference, CPU, contextlib.nullcontext)
+def judge(reference: Any, observer: Observer | None = None) -> DataJudge:
+    made = DataJudge(reference, CPU, contextlib.nullcontext, observer or Observer())
     made.see(torch.zeros(1))
     return made
 
@@ -188,7 +190,7 @@ def test_it_stays_the_initial_model_in_fp32_and_leaves_no_trace() -> None:
     for _ in range(2):
         assert found.fault([x], loss) == (None, "")
     assert losses == [losses[0]] * 2
-    assert (losses[0][0], losses[0][2]) == (torch.float32, False)
+    assert (losses[0][0], losses[0][2]) == (torch.float32, True)
     assert made[1].num_batches_tracked == 0
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -216,9 +218,66 @@ def test_so_is_what_the_task_raises_because_the_reference_broke_on_it() -> None:
     )
 
 
-def test_an_error_of_the_users_in_it_is_no_fault_of_the_data() -> None:
+def test_what_the_reference_cannot_bear_for_another_reason_is_no_verdict() -> None:
+    """A model of other norms may refuse a batch of one; it says nothing about the batch."""
+
     def wrong(_model: nn.Module, _x: torch.Tensor) -> torch.Tensor:
         raise KeyError("frames")
 
-    with pytest.raises(KeyError, match="frames"):
-        judge(linear).fault([torch.ones(1, 3)], wrong)
+    observer = Observer()
+    found = judge(linear, observer)
+    assert found.fault([torch.ones(1, 3)] * 2, wrong) == (None, "")
+    assert observer.notes == [
+        "The batch at a bad step is not fully observed (KeyError: 'frames')."
+    ]
+
+
+def test_a_reference_with_batch_norm_and_a_batch_of_one_ends_no_training() -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.Flatten(), nn.Linear(16, 1))
+
+    chosen = settings(norm="group", precision="fp16")
+    with GuardedEngine(build(), chosen, reference=build) as engine:
+        x = torch.ones(1, 3)
+        record = engine.step([x], lambda m, x: BreakGradient.apply(m(x).float().sum()))
+        assert (record.label, engine.scale) == (StepLabel.CALIBRATION, 32768.0)
+        assert engine.step([x], lambda m, x: m(x).float().sum()).label is StepLabel.OK
+        assert "not fully observed (ValueError: Expected more than 1 value" in engine.notes[-1]
+
+
+def test_a_loss_that_takes_gradients_of_its_own_can_be_judged() -> None:
+    def penalty(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return model(x).mean() + (slope.norm() - 1).square()
+
+    observer = Observer()
+    found = judge(linear, observer)
+    assert found.fault([torch.ones(1, 3)], penalty) == (None, "")
+    assert observer.notes == []
+
+
+def test_without_memory_for_the_reference_training_goes_on() -> None:
+    num_built = 0
+
+    def build() -> nn.Module:
+        nonlocal num_built
+        num_built += 1
+        raise torch.OutOfMemoryError("no memory for a second model")
+
+    with GuardedEngine(linear(), settings(), reference=build) as engine:
+        record = engine.step([torch.ones(1, 3)], lambda m, x: m(x).mean() * math.nan)
+    assert (record.label, num_built) == (StepLabel.BAD, 1)
+    assert "no memory for a second model" in engine.notes[-1]
+
+
+def test_it_runs_in_train_mode_however_it_was_built() -> None:
+    modes = []
+
+    def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        modes.append(model.training)
+        return model(x).mean()
+
+    judge(lambda: linear().eval()).fault([torch.ones(1, 3)], loss)
+    assert modes == [True]

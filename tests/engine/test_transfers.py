@@ -91,11 +91,13 @@ def engine(**more: Any) -> GuardedEngine:
 def test_an_ok_step_reads_once(more: dict[str, Any], accumulation: int, counted: Counted) -> None:
     window = [torch.randn(4, 5, 8) for _ in range(accumulation)]
     with engine(**more) as guarded:
-        guarded.step(window, loss)  # the first step makes the optimizer's state
-        counted.num_lists = 0
-        record = counted.run(lambda: guarded.step(window, loss))
-    assert record.label is StepLabel.OK
-    assert (counted.num_lists, counted.num_reads) == (1, 0)
+        guarded.step(window, loss)
+        for step in range(2, 6):  # more is looked at in the fourth
+            counted.num_lists = 0
+            record = counted.run(lambda: guarded.step(window, loss))
+            assert (record.step, record.label) == (step, StepLabel.OK)
+            assert (counted.num_lists, counted.num_reads) == (1, 0)
+            assert (record.zero_grad_frac is not None) == (step == 4)
     assert record.attention_max is not None
     assert record.clamp_frac is not None
 
