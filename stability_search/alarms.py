@@ -173,6 +173,46 @@ class _Epoch:
     risen: list[str] = field(default_factory=list)
 
 
+@dataclass(kw_only=True, slots=True)
+class OverflowCount:
+    """Gradient overflows once the loss scale was found: what the alarm and a summary count.
+
+    Bad data counts for nothing, neither as a step nor as an overflow.
+
+    Attributes:
+        num_ok: `ok` steps so far; after 20 the scale counts as found.
+        num_steps: Steps since then.
+        num_overflows: How many of those overflowed.
+        recent: Which of the last 200 did.
+    """
+
+    num_ok: int = 0
+    num_steps: int = 0
+    num_overflows: int = 0
+    recent: list[int] = field(default_factory=list)
+
+    def add(self, record: StepRecord) -> bool:
+        """Take in a step; return True if it counts as an overflow."""
+        if record.scale is None or record.label is StepLabel.DATA:
+            return False
+        is_found = self.num_ok >= PROOF_STEPS
+        self.num_ok += record.label is StepLabel.OK
+        if not is_found:
+            return False
+        self.num_steps += 1
+        self.recent = [step for step in self.recent if step > self.num_steps - RECENT_STEPS]
+        if record.is_grad_finite:
+            return False
+        self.num_overflows += 1
+        self.recent.append(self.num_steps)
+        return True
+
+    @property
+    def rate(self) -> float | None:
+        """Overflows per step; None before the loss scale was found."""
+        return self.num_overflows / self.num_steps if self.num_steps else None
+
+
 # What is judged over many steps; a mean, or for the last two what most steps show.
 _SHARES: Mapping[str, str] = {
     "clip_frac": "share of updates clipped (gradient clipping)",
@@ -195,9 +235,7 @@ class _State:
     lowest_loss: float | None = None
     num_stale: int = 0
     num_stale_steps: int = 0
-    num_ok_in_scale: int = 0
-    num_found: int = 0
-    overflows: list[int] = field(default_factory=list)
+    overflows: OverflowCount = field(default_factory=OverflowCount)
 
 
 class AlarmWatch:
@@ -307,7 +345,8 @@ class AlarmWatch:
         parts |= {name: _Mean(**parts[name]) for name in ("loss", "grad_norm")}
         epoch = _Epoch(**{**parts, "risen": list(parts["risen"])})
         recent = {name: list(values) for name, values in state["recent"].items()}
-        overflows = list(state["overflows"])
+        counted = dict(state["overflows"])
+        overflows = OverflowCount(**{**counted, "recent": list(counted["recent"])})
         self._state = _State(**{**state, "epoch": epoch, "recent": recent, "overflows": overflows})
         self.must_end = self.finished_epoch = None
 
@@ -365,21 +404,10 @@ class AlarmWatch:
         return found
 
     def _overflow_alarms(self, record: StepRecord) -> list[Alarm]:
-        """Count overflows from where the loss scale is known to work; bad data is none."""
-        state = self._state
-        if record.scale is None or record.label is StepLabel.DATA:
+        overflows = self._state.overflows
+        if not overflows.add(record):
             return []
-        is_found = state.num_ok_in_scale >= PROOF_STEPS
-        state.num_ok_in_scale += record.label is StepLabel.OK
-        if not is_found:
-            return []
-        state.num_found += 1
-        first = state.num_found - RECENT_STEPS
-        state.overflows = [step for step in state.overflows if step > first]
-        if record.is_grad_finite:
-            return []
-        state.overflows.append(state.num_found)
-        rate = len(state.overflows) / RECENT_STEPS
+        rate = len(overflows.recent) / RECENT_STEPS  # of a full 200: one overflow is no rate
         if not rate > self.settings.overflow_rate:
             return []
         what = f"rate of gradient overflows (Inf) over the last {RECENT_STEPS} steps"

@@ -105,8 +105,8 @@ update_ratio | Float64 | >= 0 | Median RMS of an update over RMS of its weights;
 zero_grad_frac | Float64 | [0, 1] | Mean share of exact zeros in the gradients of weight matrices.
 grad_rms_over_eps | Float64 | >= 0 | Median over steps of the smallest RMS of a weight matrix's
     gradient, after clipping, over Adam's `eps`.
-overflow_rate | Float64 | [0, 1] | Gradient overflows per step after the loss scale was found;
-    null without loss scaling or before it was.
+overflow_rate | Float64 | [0, 1] | Gradient overflows per step after the loss scale was found,
+    `data` steps left out; null without loss scaling or before it was.
 alarms | string | | Which alarms rose and how often, for example `grad_norm 3, stale_epochs 1`.
 are_parameters_finite | boolean | | False if a parameter ended NaN or infinite.
 told_value | Float64 | [0, 1] | What the sampler was told; null outside search or where told as

@@ -47,8 +47,9 @@ class EngineSettings:
         schedule: `constant`, or `linear` or `cosine` to 0 over the planned steps.
         precision: `fp32`, or `bf16` or `fp16` by autocast; fp16 scales the loss.
         fp16_on_cpu: `emulated` computes in fp32 and rounds to fp16 operator by operator;
-            `native` uses the CPU's own fp16 kernels, 3 to 15 times slower.
-        init_scale: First loss scale, > 0; fp16 only.
+            `native` uses the CPU's own fp16 kernels, 1 to 40 times slower than fp32, by model and
+            processor.
+        init_scale: First loss scale, >= 1; fp16 only. Below 1 it counts as collapsed.
         growth_interval: Steps without overflow until the scale doubles, >= 1; fp16 only.
         max_scale: Upper bound on the scale, > 0; None for none; fp16 only.
         clip_norm: Largest L2 norm of the gradient, > 0; None turns clipping off.
@@ -104,7 +105,6 @@ class EngineSettings:
         for name in (
             "learning_rate",
             "eps",
-            "init_scale",
             "max_scale",
             "clip_norm",
             "attention_clamp",
@@ -113,6 +113,8 @@ class EngineSettings:
         ):
             value = getattr(self, name)
             _require("a finite number > 0", name, value, holds=_is_positive(value))
+        holds = math.isfinite(self.init_scale) and self.init_scale >= 1
+        _require("a finite number >= 1", "init_scale", self.init_scale, holds=holds)
         for name in ("beta1", "beta2", "momentum"):
             value = getattr(self, name)
             _require("0 <= value < 1", name, value, holds=0 <= value < 1)
@@ -234,8 +236,8 @@ class AlarmSettings:
         attention_max_diverging: The same from which training usually diverges.
         clip_frac: Share of updates that were clipped; above a half, clipping is a hidden cut of
             the learning rate. 1 turns the alarm off where that is wanted.
-        overflow_rate: Gradient overflows per step once the loss scale was found; 0.005 is one
-            in 200. Raise it with a short `growth_interval`, which probes more often.
+        overflow_rate: Gradient overflows per step, of 200 steps after the loss scale was found;
+            0.005 is one of them. Raise it with a short `growth_interval`, which probes more often.
         clamp_frac: Share of attention outputs beyond the clamp; above it the clamp masks growth
             and does not cure it.
         cap_frac: Share of attention logits beyond the cap; above it training depends on the cap.
@@ -295,11 +297,11 @@ class AlarmSettings:
             name, value = spec.name, getattr(self, spec.name)
             if name == "on_alarm" or (value is None and spec.default is None):
                 continue
-            is_number = isinstance(value, int | float)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if name in ALARM_SHARES:
                 _require("0 < value <= 1", name, value, holds=is_number and 0 < value <= 1)
             elif name == "epoch_steps" or isinstance(spec.default, int):
-                holds = isinstance(value, int) and value >= 1
+                holds = is_number and isinstance(value, int) and value >= 1
                 _require("an integer >= 1", name, value, holds=holds)
             else:
                 holds = is_number and _is_positive(value)

@@ -4,9 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stability_search.alarms import Alarm
+from stability_search.alarms import Alarm, OverflowCount
 from stability_search.records import (
-    PROOF_STEPS,
     Outcome,
     StepLabel,
     StepRecord,
@@ -36,9 +35,7 @@ class Tally:
     zero_grad_fracs: list[float] = field(default_factory=list)
     grad_rms_over_eps: list[float] = field(default_factory=list)
     final_scale: float | None = None
-    num_ok_steps_in_scale: int = 0
-    num_overflows_after_found: int = 0
-    num_steps_after_found: int = 0
+    overflows: OverflowCount = field(default_factory=OverflowCount)
     alarms: dict[str, int] = field(default_factory=dict)
     probe_steps: list[int] = field(default_factory=list)
     probe_batch_losses: list[tuple[float | None, ...]] = field(default_factory=list)
@@ -78,8 +75,7 @@ class Tally:
         ):
             if value is not None:
                 kept.append(value)
-        if record.scale is not None:
-            self._count_overflows(record)
+        self.overflows.add(record)
 
     def count(self, alarms: Sequence[Alarm]) -> None:
         """Count the alarms of one step, by name."""
@@ -89,20 +85,6 @@ class Tally:
     def note(self, notes: Sequence[str]) -> None:
         """Keep what a reader of the result must know, each sentence once."""
         self.warnings += [note for note in notes if note not in self.warnings]
-
-    def _count_overflows(self, record: StepRecord) -> None:
-        if self.num_ok_steps_in_scale >= PROOF_STEPS:
-            self.num_steps_after_found += 1
-            is_overflow = not record.is_grad_finite and record.label is not StepLabel.DATA
-            self.num_overflows_after_found += is_overflow
-        self.num_ok_steps_in_scale += record.label is StepLabel.OK
-
-    @property
-    def overflow_rate(self) -> float | None:
-        """Gradient overflows per step once the loss scale was found; None before."""
-        if not self.num_steps_after_found:
-            return None
-        return self.num_overflows_after_found / self.num_steps_after_found
 
 
 def summarise(  # noqa: PLR0913 - the parts of a summary
@@ -170,7 +152,7 @@ def summarise(  # noqa: PLR0913 - the parts of a summary
         grad_rms_over_eps=(
             statistics.median(tally.grad_rms_over_eps) if tally.grad_rms_over_eps else None
         ),
-        overflow_rate=tally.overflow_rate,
+        overflow_rate=tally.overflows.rate,
         alarms=dict(tally.alarms),
         warnings=tuple(tally.warnings),
         error_type=error[0],

@@ -538,6 +538,10 @@ def test_every_threshold_is_an_alarm_of_the_same_name() -> None:
         ("clip_frac", 50, "0 < value <= 1 must hold, but got 50"),
         ("skipped_frac", 0.0, "0 < value <= 1 must hold, but got 0.0"),
         ("zero_grad_frac", math.nan, "0 < value <= 1 must hold, but got nan"),
+        ("grad_norm", True, "a finite number > 0 must hold, but got True"),
+        ("epoch_steps", True, "an integer >= 1 must hold, but got True"),
+        ("late_epoch", True, "an integer >= 1 must hold, but got True"),
+        ("clip_frac", True, "0 < value <= 1 must hold, but got True"),
         ("on_alarm", "panic", "one of warn, end_epoch, end_run must hold, but got 'panic'"),
     ],
 )

@@ -1,13 +1,16 @@
 """A trial counts alarms and is otherwise the same trial."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stability_search.alarms import AlarmWatch
-from stability_search.records import Outcome, TrialSummary
+from stability_search.records import Outcome, StepLabel, TrialSummary
 from stability_search.settings import AlarmSettings, KillRule, OnAlarm
+from stability_search.tally import Tally
+from tests.test_alarms import FP16, OVERFLOW, Change, steps
 from tests.test_trial import BreakWeights, configure, run
 
 TRIGGER_HAPPY = AlarmSettings(
@@ -22,6 +25,7 @@ TRIGGER_HAPPY = AlarmSettings(
     stale_epochs=1,
     update_ratio=1e-12,
 )
+DOCUMENTATION = (Path(__file__).parents[1] / "search_spaces" / "README.md").read_text("utf-8")
 DEAF = AlarmSettings(grad_norm=1e30, grad_norm_jump=1e30, stale_epochs=10**6, update_ratio=1e30)
 LENIENT = KillRule(bad_rate=0.9, false_kill=1e-12)
 
@@ -80,3 +84,39 @@ def test_the_same_alarms_would_have_ended_a_long_run() -> None:
         if by.must_end:
             ended.append(step.record.step)
     assert ended[0] == 13  # the second bad step
+
+
+def test_the_rate_of_overflows_leaves_out_what_the_alarm_leaves_out() -> None:
+    """Bad data is neither a step nor an overflow, whether it overflowed or not."""
+    data: list[Change] = [{**FP16, "label": StepLabel.DATA}] * 20
+    bad_data: list[Change] = [{**FP16, **OVERFLOW, "label": StepLabel.DATA}] * 20
+    overflow: Change = {**FP16, **OVERFLOW}
+
+    def rate_of(*changes: Change) -> float | None:
+        tally = Tally()
+        for record in steps(*[FP16] * 20, *changes):
+            tally.add(record)
+        return tally.overflows.rate
+
+    assert rate_of(*[FP16] * 19, overflow) == 1 / 20
+    assert rate_of(*data, *[FP16] * 10, *bad_data, *[FP16] * 9, overflow) == 1 / 20
+    assert rate_of(*[FP16] * 18, overflow, overflow) == 2 / 20
+    assert rate_of(*data, *bad_data) is None
+
+
+def test_what_every_fourth_step_shows_is_judged_from_80_steps_on() -> None:
+    alarms = AlarmSettings(update_ratio=1e-12, zero_grad_frac=1e-12, grad_rms_over_eps=1e12)
+    names = {"update_ratio", "zero_grad_frac", "grad_rms_over_eps"}
+    records = [step.record for step in run(configure(steps=80))[0]]
+    for name in names:  # measured, though the one share may well be 0
+        assert [r.step for r in records if getattr(r, name) is not None] == [*range(4, 81, 4)]
+    records = [r if r.zero_grad_frac is None else replace(r, zero_grad_frac=0.5) for r in records]
+
+    def risen(num_steps: int) -> set[str]:
+        by = AlarmWatch(alarms, num_planned_steps=num_steps, fp32_zero_grad_frac=0.0)
+        return {alarm.name for record in records[:num_steps] for alarm in by.see(record)}
+
+    assert risen(80) >= names
+    assert not risen(79) & names
+    [said] = [line for line in DOCUMENTATION.splitlines() if "in every fourth step" in line]
+    assert all(f"`{name}`" in said for name in names)

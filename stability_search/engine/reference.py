@@ -116,7 +116,9 @@ class DataJudge:
     @staticmethod
     def _judge(model: nn.Module, batch: Any, loss_fn: LossFn) -> str:  # noqa: ANN401 - as above
         def run() -> torch.Tensor:
-            torch.manual_seed(_SEED)
+            torch.default_generator.manual_seed(_SEED)
+            if torch.cuda.is_initialized():
+                torch.cuda.manual_seed(_SEED)  # of the device in use, whose state is given back
             return total_loss(loss_fn(model, batch))[0].detach()
 
         try:

@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from statistics import fmean, median
+from statistics import median
 
+from stability_search.alarms import RECENT_STEPS
 from stability_search.records import Outcome
 from stability_search.report.context import Row, View
 from stability_search.report.wording import count, number
@@ -28,7 +29,7 @@ def alarm_sentences(view: View) -> list[str]:
 
     Returns:
         A sentence for each indicator beyond its threshold, with the value farthest beyond it on
-        any seed; rates of rare things are means over the seeds. What was not measured is silent.
+        any seed, or for how often something rose in training. What was not measured is silent.
     """
     rows = view.seeds_of(view.headline_id) if view.headline_id else []
     alarms = view.study.alarms
@@ -113,13 +114,15 @@ def _updates(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
 
 
 def _low_precision(view: View, rows: Sequence[Row]) -> list[str]:
-    """Judge overflows over all seeds together, and zero gradients against the fp32 pilot."""
+    """Tell overflows where the alarm rose, and judge zero gradients against the fp32 pilot."""
     alarms, found = view.study.alarms, []
-    rates = _measured(rows, "overflow_rate")
-    if rates and fmean(rates) > alarms.overflow_rate:
+    # A trial's own rate is no measure: one overflow in fewer than 200 steps would exceed it.
+    num_seeds = sum(1 for row in rows if _times_risen(row)["overflow_rate"])
+    if num_seeds:
         found.append(
-            f"Its gradients overflowed in {fmean(rates):.1%} of the steps after the loss scale "
-            f"was found (alarm at {alarms.overflow_rate:.1%}): lower max_scale, or use bf16."
+            f"Its gradients overflowed in more than {alarms.overflow_rate:.1%} of {RECENT_STEPS} "
+            f"steps in a row, once the loss scale was found, on {num_seeds} of "
+            f"{count(len(rows), 'seed')}: lower max_scale, or use bf16."
         )
     low = [row for row in rows if view.setting(row, "precision") not in {None, "fp32"}]
     share = _largest(low, "zero_grad_frac")
@@ -134,12 +137,17 @@ def _low_precision(view: View, rows: Sequence[Row]) -> list[str]:
     return found
 
 
+def _times_risen(row: Row) -> Counter[str]:
+    """Read the column `alarms`, such as `grad_norm 3, bad_steps 1`."""
+    times: Counter[str] = Counter()
+    for entry in (row["alarms"] or "").split(", "):
+        name, _, number_risen = entry.rpartition(" ")
+        times[name] += int(number_risen) if number_risen.isdecimal() else 0
+    return times
+
+
 def _during_training(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
-    counts: Counter[str] = Counter()
-    for row in rows:
-        for entry in (row["alarms"] or "").split(", "):
-            name, _, times = entry.rpartition(" ")
-            counts[name] += int(times) if times.isdecimal() else 0
+    counts = sum((_times_risen(row) for row in rows), Counter[str]())
     limits = {name: number(getattr(alarms, name)) for name, _ in _COUNTED}
     limits |= {
         "late_epoch": number(alarms.late_epoch),

@@ -1,5 +1,6 @@
 """A short training of a user's own task under guard, with faults planted in it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,24 +71,17 @@ def rehearse(  # noqa: PLR0913 - what decides a training, and a default for each
         >>> [record.label.value for record in rehearsal.records]
         ['ok', 'data', 'ok']
     """
-    for name, value in (
-        ("num_steps", num_steps),
-        ("batch_size", batch_size),
-        ("accumulation_steps", accumulation_steps),
-    ):
-        if value < 1:
-            raise ValueError(f"{name}: value >= 1 must hold, but got {value!r}.")
-    for fault in faults:
-        if first_step(fault.step) > num_steps:
-            raise ValueError(
-                f"{type(fault).__name__}: step must begin within num_steps={num_steps}, but got "
-                f"{fault.step!r}. Rehearse longer, or plant it earlier."
-            )
+    _require_positive(
+        num_steps=num_steps, batch_size=batch_size, accumulation_steps=accumulation_steps
+    )
+    _require_within(num_steps, faults)
     planted = plant(*faults) if faults else NoFaults()
     place = torch.device(device)
+    # Seeding reaches every GPU; fork_rng without their names warns of two or more.
+    gpus = range(torch.cuda.device_count())
     records: list[StepRecord] = []
     with (
-        torch.random.fork_rng(),
+        torch.random.fork_rng(gpus, device_type="cuda"),
         other_random_states_kept(),
         build_engine(task, settings, seed=seed, device=place) as engine,
     ):
@@ -102,6 +96,21 @@ def rehearse(  # noqa: PLR0913 - what decides a training, and a default for each
                 raise
             return Rehearsal(records=tuple(records), ended=_out_of_memory(error))
         return Rehearsal(records=tuple(records), ended=engine.ended)
+
+
+def _require_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name}: value >= 1 must hold, but got {value!r}.")
+
+
+def _require_within(num_steps: int, faults: Sequence[Fault]) -> None:
+    for fault in faults:
+        if first_step(fault.step) > num_steps:
+            raise ValueError(
+                f"{type(fault).__name__}: step must begin within num_steps={num_steps}, but got "
+                f"{fault.step!r}. Rehearse longer, or plant it earlier."
+            )
 
 
 def _out_of_memory(error: Exception) -> tuple[Outcome, str]:

@@ -84,11 +84,11 @@ def _share_memory(drawn: Sequence[Batch], probe: Sequence[Batch]) -> bool:
 
 
 def _spans(batch: Batch) -> set[_Span]:
-    """Return where the tensors are; of one that is not contiguous, where it begins."""
+    """Return where the dense tensors are; of one that is not contiguous, where it begins."""
     return {
         (start, start + (tensor.nbytes if tensor.is_contiguous() else 1))
         for _, tensor in batches.tensors(batch)
-        if tensor.numel() and (start := tensor.data_ptr())
+        if tensor.layout == torch.strided and tensor.numel() and (start := tensor.data_ptr())
     }
 
 

@@ -58,7 +58,9 @@ def check_task(
     missing = [name for name in REQUIRED_METHODS if not callable(getattr(task, name, None))]
     if missing:
         return tuple(f"The method `{name}` is missing." for name in missing)
-    with torch.random.fork_rng(), other_random_states_kept():
+    # Seeding reaches every GPU; fork_rng without their names warns of two or more.
+    gpus = range(torch.cuda.device_count())
+    with torch.random.fork_rng(gpus, device_type="cuda"), other_random_states_kept():
         findings = _with_settings(_check_methods(task, batch_size, num_batches, seed))
         if not findings:
             findings = _with_settings(

@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 
+from stability_search.alarms import AlarmWatch
 from stability_search.records import Stage, TrialRow
 from stability_search.report.alarms import alarm_sentences
 from stability_search.report.context import View
 from stability_search.settings import AlarmSettings
+from stability_search.tally import Tally
 from tests.report.study_reports import report_of
 from tests.study_rows import StudyCase, interrupted_study, stable_study
+from tests.test_alarms import FP16, OVERFLOW, steps
 
 QUIET = AlarmSettings(
     attention_max=1e9,
@@ -78,7 +81,6 @@ def said(
         ),
         ("grad_norm", 80.0, 50.0, "reached 80 before clipping (alarm at 50)."),
         ("grad_norm_advise", 120.0, 100.0, "(alarm at 100): a tenth of its learning rate"),
-        ("overflow_rate", 0.02, 0.005, "overflowed in 2.0% of the steps after the loss scale"),
         ("update_ratio", 0.02, 0.01, "A typical update was 0.02 of its weights in size (alarm at"),
         ("grad_rms_over_eps", 3.0, 10.0, "was 3 times Adam's eps (alarm below 10): eps shrinks"),
     ],
@@ -99,21 +101,50 @@ def test_what_was_not_measured_raises_no_alarm() -> None:
     assert said(AlarmSettings(), **{**dict.fromkeys(CALM), "alarms": {}}) == []
 
 
-def test_one_overflow_on_one_of_five_seeds_is_no_alarm() -> None:
+def shown_by(*overflows: int) -> dict[str, Any]:
+    """Return what a trial of 200 fp16 steps shows that overflows in these."""
+    tally, by = Tally(), AlarmWatch(AlarmSettings(), num_planned_steps=200)
+    changes = [{**FP16, **(OVERFLOW if step in overflows else {})} for step in range(1, 201)]
+    for record in steps(*changes):
+        tally.add(record)
+        tally.count(by.see(record))
+    return {**CALM, "overflow_rate": tally.overflows.rate, "alarms": dict(tally.alarms)}
+
+
+def test_the_report_tells_overflows_where_the_alarm_rose_and_nowhere_else() -> None:
+    def sentences(measured: dict[str, Any]) -> list[str]:
+        found = said(replace(QUIET, overflow_rate=0.005), **measured)
+        return [sentence for sentence in found if "overflow" in sentence]
+
+    one, two = shown_by(60), shown_by(60, 90)
+    assert one["overflow_rate"] == 1 / 180  # > 0.005, yet not more than one in 200 steps
+    assert sentences(one) == []
+    [sentence] = sentences(two)
+    assert sentence == (
+        "Its gradients overflowed in more than 0.5% of 200 steps in a row, once the loss scale "
+        "was found, on 5 of 5 seeds: lower max_scale, or use bf16."
+    )
+    assert sentences(shown_by(3, 6, 9, 12)) == []  # the search for a scale
+
+
+def test_overflows_on_one_of_five_seeds_are_told_with_the_number_of_seeds() -> None:
     case = stable_study()
     first = next(row for row in case.rows if row.config_id == case.verdict.choice)
 
-    def sentences(rate: float) -> list[str]:
+    def sentences(measured: dict[str, Any]) -> list[str]:
         def change(row: TrialRow) -> TrialRow:
             if row.config_id != case.verdict.choice:
                 return row
-            own = rate if row.seed_index == first.seed_index else 0.0
-            return replace(row, summary=replace(row.summary, **{**CALM, "overflow_rate": own}))
+            own = measured if row.seed_index == first.seed_index else CALM
+            return replace(row, summary=replace(row.summary, **own))
 
-        return alarm_sentences(View(report_of(replace(case, rows=tuple(map(change, case.rows))))))
+        rows = tuple(map(change, case.rows))
+        found = alarm_sentences(View(report_of(replace(case, rows=rows))))
+        return [sentence for sentence in found if "overflow" in sentence]
 
-    assert sentences(1 / 180) == []
-    assert len(sentences(0.1)) == 1
+    assert sentences(shown_by(60)) == []
+    [sentence] = sentences(shown_by(60, 90))
+    assert "on 1 of 5 seeds" in sentence
 
 
 def test_zero_gradients_in_low_precision_are_compared_with_the_fp32_pilot() -> None:

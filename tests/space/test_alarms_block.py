@@ -131,3 +131,25 @@ def test_the_documentation_has_a_row_for_every_key_with_its_default() -> None:
         for value in [getattr(DEFAULT, name)]
     }
     assert {name: rows.get(name) for name in KEYS} == shown
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("choice: [1024, 65536]", "choice: [0.5, 1024]", "space.init_scale"),
+        ("choice: [1024, 65536]", "uniform: {low: 0.5, high: 2048}", "space.init_scale"),
+        ("batch_size: 2\n", "batch_size: 2\n  init_scale: 0.5\n", "fixed.init_scale"),
+    ],
+)
+def test_a_loss_scale_that_counts_as_collapsed_is_refused_as_the_first_one(
+    load_text: Load, valid: str, old: str, new: str, place: str
+) -> None:
+    if place.startswith("fixed"):
+        valid = re.sub(r"  init_scale: .*\n", "", valid).replace("init_scale: 1024, ", "")
+    changed = valid.replace(old, new)
+    assert changed != valid
+    with pytest.raises(
+        SpaceError, match=rf"{place}: a finite number >= 1 must hold, but got .*0\.5"
+    ):
+        load_text(changed)
+    load_text(valid.replace(old, new.replace("0.5", "1")))

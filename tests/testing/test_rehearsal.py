@@ -17,11 +17,12 @@ from stability_search.testing import (
     NanBatch,
     OutOfMemory,
     Sleep,
+    check_task,
     plant,
     rehearse,
 )
 from stability_search.trial import Clock, run_trial
-from tests.testing.sound_task import Deep
+from tests.testing.sound_task import Deep, Sound
 
 SETTINGS = EngineSettings(learning_rate=0.01, num_planned_steps=6, precision="bf16")
 CONFIG = TrialConfig(
@@ -100,6 +101,34 @@ def test_the_random_states_are_left_as_they_were() -> None:
     faults = (NanBatch(step=2), OutOfMemory(step=3))
     assert draw_after(lambda: rehearse(Deep(), SETTINGS, *faults)) == draw_after(lambda: None)
     assert draw_after(lambda: torch.rand(1)) != draw_after(lambda: None)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [lambda: check_task(Sound()), lambda: rehearse(Deep(), SETTINGS, num_steps=1)],
+    ids=["check_task", "rehearse"],
+)
+def test_two_gpus_are_no_reason_for_a_warning_and_keep_their_random_states(
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]
+) -> None:
+    """`torch.manual_seed` reaches every GPU, also where nothing is computed on one."""
+    states = {0: torch.tensor([10]), 1: torch.tensor([11])}
+    seeds = []
+
+    def seed_all(seed: int) -> None:
+        seeds.append(seed)
+        states.update(dict.fromkeys(states, torch.tensor([seed])))
+
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(states))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seed_all)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device])
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: states.update({device: state})
+    )
+    act()  # a warning would be an error
+    assert seeds
+    assert {device: state.item() for device, state in states.items()} == {0: 10, 1: 11}
 
 
 def test_a_fault_behind_the_last_step_is_refused() -> None:

@@ -10,6 +10,7 @@ import stability_search.testing
 from stability_search.testing import Fault
 
 TEXT = (Path(stability_search.testing.__file__).parent / "README.md").read_text(encoding="utf-8")
+NUM_FAULTS = 8
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -30,8 +31,9 @@ def test_every_fault_is_listed() -> None:
 
 def test_every_fault_is_made_as_listed() -> None:
     calls = re.findall(r"^\| `(.*?)` \|", TEXT, flags=re.MULTILINE)
-    for call in calls:
-        eval(call, dict(vars(stability_search.testing)))  # noqa: S307 - our own text
+    made = [eval(call, dict(vars(stability_search.testing))) for call in calls]  # noqa: S307 - our own text
+    assert len(made) == len(get_args(Fault)) == NUM_FAULTS
+    assert {type(fault) for fault in made} == set(get_args(Fault))
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", TEXT))
