@@ -117,7 +117,7 @@ class DataJudge:
     def _judge(model: nn.Module, batch: Any, loss_fn: LossFn) -> str:  # noqa: ANN401 - as above
         def run() -> torch.Tensor:
             torch.default_generator.manual_seed(_SEED)
-            if torch.cuda.is_initialized():
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 torch.cuda.manual_seed(_SEED)  # of the device in use, whose state is given back
             return total_loss(loss_fn(model, batch))[0].detach()
 
