@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 _TURNS = 16
 _SMALL = 4096
@@ -46,6 +47,33 @@ class StateWatch:
         joined = [torch._C._nn.flatten_dense_tensors(group) for group in self._small]  # noqa: SLF001
         norms = torch._foreach_norm([*joined, *self._large, *moments])  # noqa: SLF001 - as above
         return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+class StatisticsWatch:
+    """Read whether the running statistics of BatchNorm and its like are finite.
+
+    A finite loss can leave them infinite (the variance of large values), and nothing would ever
+    bring them back.
+
+    Args:
+        model: Its norms are looked at.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._norms = [m for m in model.modules() if isinstance(m, _NormBase)]
+
+    def judged(self) -> torch.Tensor | None:
+        """Return 0 if all are finite, else NaN, 0-d float32; None if there are none."""
+        found = [
+            buffer.float()
+            for norm in self._norms
+            for buffer in (norm.running_mean, norm.running_var)
+            if buffer is not None
+        ]
+        if not found:
+            return None
+        joined = torch._C._nn.flatten_dense_tensors(found)  # noqa: SLF001 - no public name
+        return torch.dot(joined, torch.zeros_like(joined))
 
 
 def state_fault(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[str, str | None]:

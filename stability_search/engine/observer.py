@@ -50,4 +50,9 @@ class Observer:
         if what not in self._failed:
             self._failed.add(what)
             reason = error if isinstance(error, str) else spell_error(error)
-            self.notes.append(f"The {what} is not fully observed ({reason}).")
+            self.say(f"The {what} is not fully observed ({reason}).")
+
+    def say(self, sentence: str) -> None:
+        """Keep a sentence for the reader of the log, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)

@@ -183,6 +183,22 @@ def _with_state(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return optimizer
 
 
+def check_schedule(settings: EngineSettings) -> None:
+    """Refuse a schedule that has no steps to run over.
+
+    Raises:
+        UsageError: The planned steps end with the warm-up, or were not given.
+    """
+    if settings.schedule != "constant" and settings.num_planned_steps <= max(
+        1, settings.warmup_steps
+    ):
+        raise UsageError(
+            f"schedule: num_planned_steps > warmup_steps must hold for {settings.schedule}, but "
+            f"got {settings.num_planned_steps} and {settings.warmup_steps}.",
+            hint="Say in num_planned_steps how long training is, or keep the schedule constant.",
+        )
+
+
 def default_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Return one group with every parameter of the model."""
     return [{"params": list(model.parameters())}]

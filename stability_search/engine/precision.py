@@ -95,5 +95,5 @@ class LossScale:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from what `state_dict` returned."""
-        self.value = state["value"]
+        self.value = min(state["value"], self._limit)
         self._num_calm_steps = int(state["num_calm_steps"])

@@ -50,15 +50,6 @@ class Rollback:
         self._random: list[torch.Tensor] = []
         self._random_of: dict[int, list[torch.Tensor]] = {}
 
-    @staticmethod
-    def num_large_bytes(model: nn.Module) -> int:
-        """Return what the copies of large buffers take in main memory."""
-        return sum(
-            buffer.numel() * buffer.element_size()
-            for module, name in _places(model)
-            if (buffer := module._buffers[name]) is not None and _is_large(module, buffer)  # noqa: SLF001 - by name
-        )
-
     def mark(self) -> None:
         """Remember the state as it is now."""
         if self._num_marks < _MARKS_WITH_A_LOOK:
@@ -115,6 +106,19 @@ class Rollback:
         if self._device.type == "cuda":
             return [torch.get_rng_state(), torch.cuda.get_rng_state(self._device)]
         return [torch.get_rng_state()]
+
+
+def notes_on_buffers(model: nn.Module) -> list[str]:
+    """Say what the copies of large buffers take in main memory, where that is 1 MiB or more."""
+    size = sum(
+        buffer.numel() * buffer.element_size()
+        for module, name in _places(model)
+        if (buffer := module._buffers[name]) is not None and _is_large(module, buffer)  # noqa: SLF001 - by name
+    )
+    if size < 2**20:
+        return []
+    note = f"large buffers are kept a second time in main memory, {size / 2**20:.0f} MiB more"
+    return [f"{note}, so that a skipped step can be undone"]
 
 
 def _places(model: nn.Module) -> list[tuple[nn.Module, str]]:

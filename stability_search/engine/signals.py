@@ -14,6 +14,7 @@ _TO_OVERFLOW = 2.0**128 / MAX_GRAD_NORM  # times it, float32 overflows exactly f
 _MAX_REASON_LENGTH = 200
 # Kinds that must be finite, the later the closer to the cause.
 _JUDGED = ("loss", "output", "attention output")
+STATISTICS = "running statistic of a norm"  # must be finite too, and is no micro-batch's own
 
 _Row = tuple[int, str, float]
 
@@ -69,8 +70,8 @@ class Signals:
         """Keep 0-d values of a micro-batch: losses, largest values or shares.
 
         Args:
-            kind: `loss`, `output`, `attention output`, or the name of a field of `Reading`; the
-                first three must be finite.
+            kind: `loss`, `output`, `attention output` or `STATISTICS`, which must be finite, or
+                the name of a field of `Reading`.
             position: Position of the micro-batch in the window; 0 for what belongs to none.
             values: Any number of them, float32 and without a graph behind them.
         """
@@ -89,8 +90,20 @@ class Signals:
     def _keep(self, kind: str, position: int, name: str, value: torch.Tensor) -> None:
         self._names.append((kind, position, name))
         self._values.append(value)
-        if kind in _JUDGED:
+        if kind in _JUDGED or kind == STATISTICS:
             self._judged.append(value)
+
+    def _all_faults(
+        self, found: Mapping[str, Sequence[_Row]], terms: Mapping[int, Mapping[str, float]]
+    ) -> dict[int, str]:
+        faults = _faults(found, terms) | self._raised
+        if faults:
+            return faults  # whose doing the statistics are
+        return {
+            position: f"a {STATISTICS} is NaN or Inf"
+            for position, _, number in found.get(STATISTICS, ())
+            if not math.isfinite(number)
+        }
 
     @property
     def has_exception(self) -> bool:
@@ -135,7 +148,7 @@ class Signals:
         return Reading(
             losses={position: number for position, _, number in found.get("loss", ())},
             terms=terms,
-            faults=_faults(found, terms) | self._raised,
+            faults=self._all_faults(found, terms),
             grad_norm=numbers[-2] if self._grad else None,
             # False for NaN
             is_grad_finite=not self._grad or all(x < MAX_GRAD_NORM for x in numbers[-3:-1]),

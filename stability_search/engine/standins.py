@@ -1,6 +1,7 @@
 """Functions of ours in the place of torch's attention and softmax, for a while."""
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -10,13 +11,14 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 Function = Callable[..., torch.Tensor]
 Functions = tuple[Function, Function]  # fused attention, and softmax
 _Guard = TypeVar("_Guard")
+_turn = threading.RLock()
 
 
 class Reach(Generic[_Guard]):
     """Put functions in the place of torch's while a `with` block runs; blocks may be nested.
 
     Written out, since it is entered in every step: a generator for each part costs more than it.
-    The functions are the process's, so two threads must not step engines at the same time.
+    The functions are the process's, so engines of several threads take their steps in turn.
 
     Args:
         acting: Where the guard stands, as the last, while the block runs.
@@ -38,7 +40,8 @@ class Reach(Generic[_Guard]):
         self._before: list[tuple[Functions, bool]] = []
 
     def __enter__(self) -> None:
-        """Put them there."""
+        """Put them there, once no other thread has any."""
+        _turn.acquire()
         found = F.scaled_dot_product_attention, F.softmax
         if self._stand_ins is None or found != self._found:
             self._found, self._stand_ins = found, self._replace(found)
@@ -55,6 +58,7 @@ class Reach(Generic[_Guard]):
         F.scaled_dot_product_attention, F.softmax = found
         self._acting.pop()
         torch.backends.mha.set_fastpath_enabled(was_enabled)
+        _turn.release()
 
 
 def in_place_of(function: Function, ours: Function) -> Function:

@@ -36,7 +36,8 @@ from stability_search.engine.losses import (
 from stability_search.engine.observer import Observer
 from stability_search.engine.prepare import prepare_model
 from stability_search.engine.reference import DataJudge
-from stability_search.engine.rollback import Rollback
+from stability_search.engine.resuming import check_state, put_buffers, unsaved_buffers
+from stability_search.engine.rollback import notes_on_buffers
 from stability_search.engine.trace import Origin, trace_forward
 from stability_search.engine.window import Attempt, Window, WindowResult
 from stability_search.errors import UsageError
@@ -91,10 +92,11 @@ class GuardedEngine:
         groups = optim.default_groups(model) if parameter_groups is None else parameter_groups
         groups = optim.checked_groups(groups, model)
         check_attention(model, settings)
+        optim.check_schedule(settings)
         # Nothing was changed until here, and what could be refused has been.
         self._notes = (
             *prepare_model(model, settings, init_gain_names=init_gain_names),
-            *_note_on_buffers(model),
+            *notes_on_buffers(model),
         )
         self.optimizer = optim.build_optimizer(groups, settings)
         self._num_steps = 0
@@ -170,7 +172,9 @@ class GuardedEngine:
         """
         is_cuda = self.device.type == "cuda"
         return {
+            "settings": dataclasses.asdict(self.settings),
             "model": self.model.state_dict(),
+            "buffers": unsaved_buffers(self.model),
             "optimizer": self.optimizer.state_dict(),
             "scale": None if self._scale is None else self._scale.state_dict(),
             "proof": self._proof.state_dict(),
@@ -185,18 +189,23 @@ class GuardedEngine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned, in an engine of equal settings.
+        """Go on from what `state_dict` returned, bit for bit in an engine of equal settings.
+
+        Other settings are those of this engine: a learning rate, a decay or a clip norm may be
+        changed on the way.
 
         Raises:
-            ValueError: The state has a loss scale and this engine has none, or the reverse.
+            ValueError: State and engine do not go together: another optimizer, precision or
+                norm, momentum in one alone, or tensors of other names or shapes. Nothing is
+                loaded then.
         """
-        if (state["scale"] is None) != (self._scale is None):
-            raise ValueError(
-                "state: it must come from an engine of the same precision, but of state and "
-                f"engine (precision {self.settings.precision}) one has a loss scale."
-            )
+        check_state(state, self.model, self.settings)
+        own = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         self.model.load_state_dict(state["model"])
+        put_buffers(self.model, state["buffers"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, values in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(values)
         if self._scale is not None:
             self._scale.load_state_dict(state["scale"])
         self._proof.load_state_dict(state["proof"])
@@ -241,6 +250,11 @@ class GuardedEngine:
         self._data.see(micro_batches[0])
         scale = self.scale
         learning_rate = optim.learning_rate_at(self._num_applied, self.settings)
+        if learning_rate == 0.0:
+            self._observer.say(
+                f"The schedule has reached a rate of 0 after num_planned_steps="
+                f"{self.settings.num_planned_steps}: nothing more is learned."
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         step = self._num_steps + 1
@@ -478,11 +492,3 @@ def _device_of(model: nn.Module) -> torch.device:
     if first is None:
         raise UsageError("model: it must have a parameter to train, but has none.")
     return first.device
-
-
-def _note_on_buffers(model: nn.Module) -> list[str]:
-    size_mib = Rollback.num_large_bytes(model) / 2**20
-    if size_mib < 1:
-        return []
-    note = f"large buffers are kept a second time in main memory, {size_mib:.0f} MiB more"
-    return [f"{note}, so that a skipped step can be undone"]

@@ -12,7 +12,7 @@ from torch import nn
 from stability_search.engine import batches, precision
 from stability_search.engine.clamps import AttentionGuard
 from stability_search.engine.clipping import gradient_fault, rescale_gradients, tensor_norms
-from stability_search.engine.finiteness import StateWatch, state_fault
+from stability_search.engine.finiteness import StateWatch, StatisticsWatch, state_fault
 from stability_search.engine.losses import (
     NUMERICAL_ERRORS,
     LossFn,
@@ -21,7 +21,7 @@ from stability_search.engine.losses import (
 )
 from stability_search.engine.observer import Observer
 from stability_search.engine.rollback import Rollback
-from stability_search.engine.signals import Reading, Signals
+from stability_search.engine.signals import STATISTICS, Reading, Signals
 from stability_search.engine.trace import Origin, trace_backward, trace_forward
 from stability_search.engine.updates import STEPS_PER_LOOK, EpsWatch, UpdateWatch
 from stability_search.errors import UsageError
@@ -118,6 +118,7 @@ class Window:
         }
         self._updates = UpdateWatch(self._parameters)
         self._eps = EpsWatch(optimizer)
+        self._statistics = StatisticsWatch(model)
         self._state = StateWatch(self._parameters, optimizer)
         self._has_checked_gradients = False
 
@@ -147,6 +148,7 @@ class Window:
             # Nothing of this step remains, so that training can go on after Ctrl-C, say.
             self._forget_gradients()
             self._rollback.restore_buffers()
+            self._rollback.restore_random_state()
             raise
 
     def _take(self, window: Mapping[int, Any], loss_fn: LossFn, turn: int) -> WindowResult:
@@ -223,7 +225,9 @@ class Window:
         self._rollback.restore_buffers()
         self._rollback.restore_random_state(position)
         try:
-            yield
+            # A compiled model shows its modules only where it runs uncompiled.
+            with torch.compiler.set_stance("force_eager"):
+                yield
         finally:
             after.restore_buffers()
             after.restore_random_state()
@@ -243,6 +247,9 @@ class Window:
             if not self._backward(position, window, share, loss_fn, signals):
                 raised_backward.add(position)
         with torch.no_grad():
+            statistics = self._statistics.judged()
+            if statistics is not None and window:
+                signals.add(STATISTICS, max(window), [statistics])
             return self._finish(signals, frozenset(raised_backward), turn)
 
     def _forget_gradients(self) -> None:

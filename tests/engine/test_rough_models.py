@@ -1,6 +1,8 @@
 """Models and moments that are rough on an engine: odd buffers, copies, interruptions, devices."""
 
 import copy
+import sys
+import threading
 from typing import Any
 
 import pytest
@@ -133,6 +135,33 @@ def test_a_buffer_registered_by_the_first_forward_pass_is_put_back_too() -> None
         before = model.seen.item()
         engine.step([X * torch.inf], mean)
     assert model.seen.item() == before
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 3])
+def test_statistics_that_a_finite_loss_leaves_infinite_are_put_back(
+    num_micro_batches: int,
+) -> None:
+    """The variance of large values overflows, and would stay infinite for ever."""
+    data = windows(3, accumulation=num_micro_batches)
+    x, y = data[1][0]
+    data[1][0] = (x * 1e21, y)
+    model = net(dropout=0.0)
+    with GuardedEngine(model, settings()) as engine:
+        labels = [record.label for record in train(engine, data)]
+        records = engine.evaluate([data[2][0]], loss_fn)
+    assert labels == [StepLabel.OK, StepLabel.BAD, StepLabel.OK]
+    assert torch.isfinite(model[1].running_var).all()
+    assert records[0] is not None
+
+
+def test_without_a_look_at_statistics_they_would_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stability_search.engine.window.StatisticsWatch.judged", lambda _: None)
+    data = windows(1)
+    x, y = data[0][0]
+    model = net(dropout=0.0)
+    with GuardedEngine(model, settings()) as engine:
+        assert engine.step([(x * 1e21, y)], loss_fn).label is StepLabel.OK
+    assert not torch.isfinite(model[1].running_var).all()
 
 
 # -- copies, devices, interruptions ----------------------------------------------------------
@@ -312,3 +341,127 @@ def test_an_eps_of_nothing_gives_no_number_that_is_not_finite(eps: float) -> Non
         records = [engine.step([X], mean) for _ in range(4)]
     assert records[3].grad_rms_over_eps is None
     assert records[3].zero_grad_frac is not None
+
+
+# -- saved states ----------------------------------------------------------------------------
+
+
+def test_a_buffer_that_the_model_leaves_out_of_its_state_is_saved_too() -> None:
+    class Decaying(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 4)
+            self.register_buffer("level", torch.zeros(()), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.level = self.level * 0.9 + 1
+            return self.linear(x) * self.level
+
+    torch.manual_seed(0)
+    first, second = Decaying(), Decaying()
+    with GuardedEngine(first, settings()) as engine:
+        for _ in range(5):
+            engine.step([X], mean)
+        state = copy.deepcopy(engine.state_dict())
+        expected = engine.step([X], mean).loss
+    with GuardedEngine(second, settings()) as engine:
+        engine.load_state_dict(state)
+        assert engine.step([X], mean).loss == expected
+    assert "level" not in second.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("more", "rule"),
+    [
+        ({"optimizer": "sgd"}, "same optimizer, but optimizer was adamw there and is sgd here"),
+        ({"precision": "bf16"}, "same precision, but precision was fp32 there and is bf16"),
+        ({"norm": "group"}, "same norm, but norm was keep there and is group here"),
+    ],
+)
+def test_a_state_of_other_settings_is_refused_before_anything_is_loaded(
+    more: dict[str, Any], rule: str
+) -> None:
+    with GuardedEngine(net(1), settings()) as engine:
+        train(engine, windows(2))
+        state = engine.state_dict()
+    model = net(2)
+    with GuardedEngine(model, settings(**more)) as engine:
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(ValueError, match=rule):
+            engine.load_state_dict(state)
+        assert same(model.state_dict(), before)
+
+
+def test_a_state_of_another_model_is_refused_before_anything_is_loaded() -> None:
+    with GuardedEngine(nn.Linear(3, 4), settings()) as engine:
+        state = engine.state_dict()
+    other = nn.Sequential(nn.Linear(3, 4))
+    with (
+        GuardedEngine(other, settings()) as engine,
+        pytest.raises(ValueError, match=r"0.bias has shape None there and \(4,\) here"),
+    ):
+        engine.load_state_dict(state)
+    with (
+        GuardedEngine(other, settings()) as engine,
+        pytest.raises(ValueError, match="what GuardedEngine.state_dict returned"),
+    ):
+        engine.load_state_dict({"model": {}})
+
+
+def test_what_the_user_changed_on_the_way_is_not_replaced_by_the_state() -> None:
+    with GuardedEngine(net(), settings(weight_decay=0.5, precision="fp16")) as engine:
+        train(engine, windows(2))
+        state = engine.state_dict()
+    changed = settings(weight_decay=0.0, beta1=0.5, precision="fp16", init_scale=8, max_scale=8)
+    with GuardedEngine(net(), changed) as engine:
+        engine.load_state_dict(state)
+        group = engine.optimizer.param_groups[0]
+        assert (group["weight_decay"], group["betas"][0]) == (0.0, 0.5)
+        assert engine.scale == 8.0
+
+
+# -- schedules -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [{}, {"num_planned_steps": 10, "warmup_steps": 10}])
+def test_a_schedule_without_steps_to_run_over_is_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="num_planned_steps > warmup_steps must hold for cosine"):
+        GuardedEngine(nn.Linear(3, 4), settings(schedule="cosine", **more))
+
+
+def test_a_rate_of_zero_after_the_plan_is_said_once() -> None:
+    chosen = settings(schedule="linear", num_planned_steps=2)
+    with GuardedEngine(nn.Linear(3, 4), chosen) as engine:
+        rates = [engine.step([X], mean).learning_rate for _ in range(4)]
+        assert rates == [0.01, 0.005, 0.0, 0.0]
+        (note,) = engine.notes
+    assert note.startswith("The schedule has reached a rate of 0 after num_planned_steps=2")
+
+
+def test_engines_of_two_threads_take_turns_and_leave_torch_as_it_was() -> None:
+    before = torch.nn.functional.softmax, torch.nn.functional.scaled_dot_product_attention
+    found: dict[str, list[Any]] = {}
+
+    def work(name: str, cap: float | None) -> None:
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        x = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))
+        with GuardedEngine(layer, settings(attention_logit_cap=cap)) as engine:
+            found[name] = [engine.step([x], mean).cap_frac for _ in range(15)]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [
+            threading.Thread(target=work, args=a) for a in (("capped", 2.0), ("free", None))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert found["free"] == [None] * 15
+    assert None not in found["capped"]
+    after = torch.nn.functional.softmax, torch.nn.functional.scaled_dot_product_attention
+    assert after == before
