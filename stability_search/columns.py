@@ -98,7 +98,8 @@ final_scale | Float64 | | Loss scale at the end; null without loss scaling.
 grad_norm_median | Float64 | L2 norm | Median finite gradient norm before clipping.
 grad_norm_max | Float64 | L2 norm | Largest finite gradient norm before clipping.
 clip_frac | Float64 | [0, 1] | Share of applied updates that were clipped; null without clipping.
-attention_max | Float64 | logit | Largest attention logit seen, before cap and mask.
+attention_max | Float64 | logit | Largest attention logit seen, before cap and mask; for fused
+    attention without a cap a bound on it, up to a few times larger.
 clamp_frac | Float64 | [0, 1] | Share of attention outputs outside the clamp, before it acted.
 cap_frac | Float64 | [0, 1] | Share of attention logits beyond the cap, before it acted.
 update_ratio | Float64 | >= 0 | Median RMS of an update over RMS of its weights; typical 1e-3.

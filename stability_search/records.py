@@ -117,7 +117,9 @@ class StepRecord(_Record):
         is_applied: True if the optimizer changed the parameters.
         learning_rate: The rate this step used, after warm-up and schedule.
         scale: The loss scale the step ran with; None without loss scaling.
-        attention_max: Largest absolute attention logit before cap and mask; None if not seen.
+        attention_max: Largest absolute attention logit before cap and mask, of the first attention
+            of each micro-batch; for fused attention without a cap, which shows no logits, a bound
+            on it: largest norm of a query times that of a key times the factor. None if not seen.
         clamp_frac: Share of attention outputs outside the clamp, before it acted; None if off.
         cap_frac: Share of attention logits beyond the cap, before it acted; None if off.
         batch_index: Index in the trial's stream of the first offending micro-batch; None if none.

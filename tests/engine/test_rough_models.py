@@ -403,7 +403,7 @@ def test_a_state_of_another_model_is_refused_before_anything_is_loaded() -> None
         engine.load_state_dict(state)
     with (
         GuardedEngine(other, settings()) as engine,
-        pytest.raises(ValueError, match="what GuardedEngine.state_dict returned"),
+        pytest.raises(ValueError, match=r"what GuardedEngine\.state_dict returned"),
     ):
         engine.load_state_dict({"model": {}})
 
@@ -452,9 +452,8 @@ def test_engines_of_two_threads_take_turns_and_leave_torch_as_it_was() -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        threads = [
-            threading.Thread(target=work, args=a) for a in (("capped", 2.0), ("free", None))
-        ]
+        caps = {"capped": 2.0, "free": None}
+        threads = [threading.Thread(target=work, args=item) for item in caps.items()]
         for thread in threads:
             thread.start()
         for thread in threads:
