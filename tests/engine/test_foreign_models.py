@@ -16,6 +16,8 @@ from stability_search.records import StepRecord
 from stability_search.settings import ENGINE_SETTING_NAMES, EngineSettings
 from tests.engine.foreign_models import MODELS, Foreign
 
+pytestmark = pytest.mark.fault  # whole trainings, or models of other libraries
+
 # Which settings do what, by row; `@` stands for the model's attention modules. A word other than
 # `acts` says how the setting is refused.
 TABLE = """

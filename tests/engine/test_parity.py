@@ -16,6 +16,8 @@ from stability_search.settings import EngineSettings
 from stability_search.tasks.teacher import Teacher
 from tests.engine.plain import loss_fn, net, same, train, train_plain, windows
 
+pytestmark = pytest.mark.fault  # whole trainings
+
 STEPS = 200
 PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 # Switched on, and never acting.

@@ -11,6 +11,8 @@ from stability_search.engine import GuardedEngine
 from stability_search.records import StepLabel
 from stability_search.settings import EngineSettings
 
+pytestmark = pytest.mark.fault  # whole steps under the profiler
+
 READS = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal"}
 
 

@@ -18,6 +18,8 @@ from stability_search.records import StepLabel, StepRecord
 from stability_search.settings import EngineSettings
 from tests.engine.plain import same
 
+pytestmark = pytest.mark.fault  # whole trainings
+
 ACCUMULATION, CLIP_NORM, RATE = 4, 10.0, 1e-4  # the team's
 WEIGHTS = {"box": 7.5, "class": 0.5, "contrastive": 1.0, "cpe": 0.5, "triplet": 0.2}
 CLASSES, SIZE, SCALE = 3, 6, 1024.0

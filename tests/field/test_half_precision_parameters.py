@@ -19,6 +19,8 @@ from stability_search.records import StepLabel, StepRecord
 from stability_search.settings import EngineSettings
 from tests.engine.plain import same
 
+pytestmark = pytest.mark.fault  # whole trainings
+
 RANK, ACCUMULATION, WIDTH, BLOCKS = 64, 8, 16, 2
 RATE = 2e-5  # the team's
 CLIP_NORM, SCALE = 0.5, 1024.0  # so that clipping acts on a small model

@@ -19,6 +19,8 @@ from stability_search.tasks.clips import ClipBatch
 from stability_search.tasks.teacher import Teacher
 from tests.engine.plain import same
 
+pytestmark = pytest.mark.fault  # whole trainings
+
 RATE, CLIP_NORM, BATCH_SIZE = 1e-5, 0.5, 2  # the team's
 SCALE, NUM_STEPS = 1024.0, 6
 INF, NAN = math.inf, math.nan

@@ -269,6 +269,7 @@ def test_a_refused_argument_names_rule_and_value(
         Teacher(**arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.fault  # forty million parameters
 def test_the_full_model_has_the_size_of_the_field_system_and_takes_a_step() -> None:
     task = Teacher(size="full")
     model = task.model()
