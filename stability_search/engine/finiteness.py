@@ -60,20 +60,26 @@ class StatisticsWatch:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._norms = [m for m in model.modules() if isinstance(m, _NormBase)]
+        self._places = [
+            (module._buffers, name)  # noqa: SLF001 - by name: a module may assign it anew
+            for module in model.modules()
+            if isinstance(module, _NormBase)
+            for name in ("running_mean", "running_var")
+            if module._buffers.get(name) is not None  # noqa: SLF001 - as above
+        ]
+        self._zeros = torch.empty(0)
 
     def judged(self) -> torch.Tensor | None:
         """Return 0 if all are finite, else NaN, 0-d float32; None if there are none."""
-        found = [
-            buffer.float()
-            for norm in self._norms
-            for buffer in (norm.running_mean, norm.running_var)
-            if buffer is not None
-        ]
-        if not found:
+        if not self._places:
             return None
+        found = [b for buffers, name in self._places if (b := buffers[name]) is not None]
+        if not all(buffer.dtype is torch.float32 for buffer in found):
+            found = [buffer.float() for buffer in found]
         joined = torch._C._nn.flatten_dense_tensors(found)  # noqa: SLF001 - no public name
-        return torch.dot(joined, torch.zeros_like(joined))
+        if self._zeros.shape != joined.shape or self._zeros.device != joined.device:
+            self._zeros = torch.zeros_like(joined)
+        return torch.dot(joined, self._zeros)
 
 
 def state_fault(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[str, str | None]:

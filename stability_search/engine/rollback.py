@@ -58,7 +58,8 @@ class Rollback:
         before, self._buffers = self._buffers, self._present()
         if len(before) != len(self._buffers) or not all(map(operator.is_, before, self._buffers)):
             self._sort()
-        if not _can_hold(self._copies, self._small):
+            self._copies = [torch.empty_like(buffer) for buffer in self._small]
+        if any(c.shape != b.shape for c, b in zip(self._copies, self._small, strict=True)):
             self._copies = [torch.empty_like(buffer) for buffer in self._small]
         _copy(self._copies, self._small)
         for buffer in self._large:
@@ -128,13 +129,6 @@ def _places(model: nn.Module) -> list[tuple[nn.Module, str]]:
 def _is_large(module: nn.Module, buffer: torch.Tensor) -> bool:
     has_version = not buffer.is_inference()
     return buffer.numel() > _LARGE and has_version and not isinstance(module, _NormBase)
-
-
-def _can_hold(copies: list[torch.Tensor], buffers: list[torch.Tensor]) -> bool:
-    return len(copies) == len(buffers) and all(
-        copy.shape == buffer.shape and copy.dtype == buffer.dtype and copy.device == buffer.device
-        for copy, buffer in zip(copies, buffers, strict=True)
-    )
 
 
 def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:

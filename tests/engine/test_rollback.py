@@ -78,3 +78,15 @@ def test_a_model_without_buffers_has_nothing_to_undo() -> None:
     rollback.mark()
     rollback.restore_buffers()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_buffer_resized_in_place_is_remembered_all_the_same() -> None:
+    model = nn.Module()
+    model.register_buffer("seen", torch.zeros(2))
+    rollback = Rollback(model, CPU)
+    rollback.mark()
+    model.seen.resize_(3).copy_(torch.tensor([1.0, 2.0, 3.0]))
+    rollback.mark()
+    model.seen.zero_()
+    rollback.restore_buffers()
+    assert model.seen.tolist() == [1.0, 2.0, 3.0]
