@@ -63,20 +63,17 @@ def checked_groups(
     return listed
 
 
-def build_optimizer(
-    groups: ParameterGroups, settings: EngineSettings, *, model: nn.Module | None = None
-) -> torch.optim.Optimizer:
+def build_optimizer(groups: ParameterGroups, settings: EngineSettings) -> torch.optim.Optimizer:
     """Build the fused optimizer that the settings name.
 
     Args:
         groups: As `checked_groups` takes them.
         settings: Optimizer, rates and decay.
-        model: As `checked_groups` takes it.
 
     Raises:
         UsageError: As `checked_groups`, or torch refuses a value of a group.
     """
-    listed = checked_groups(groups, model)
+    listed = checked_groups(groups)
     decay = settings.weight_decay
     common: dict[str, Any] = {
         "lr": settings.learning_rate,

@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from stability_search.engine.optim import build_optimizer, default_groups, learning_rate_at
+from stability_search.engine.optim import (
+    build_optimizer,
+    checked_groups,
+    default_groups,
+    learning_rate_at,
+)
 from stability_search.errors import UsageError
 from stability_search.settings import EngineSettings
 
@@ -103,8 +108,8 @@ def test_parameters_of_another_model_are_refused() -> None:
     """A group made from another instance would train nothing."""
     model, other = nn.Linear(2, 1), nn.Linear(2, 1)
     with pytest.raises(UsageError, match=r"must be one of the model, but one of shape \(1, 2\)"):
-        build_optimizer(default_groups(other), settings(), model=model)
-    assert build_optimizer(default_groups(model), settings(), model=model)
+        checked_groups(default_groups(other), model)
+    assert checked_groups(default_groups(model), model)
 
 
 def test_names_in_place_of_parameters_are_refused() -> None:
