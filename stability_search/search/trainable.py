@@ -12,12 +12,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
 from stability_search.records import Outcome, TrialSummary
+from stability_search.search.process_state import process_state
 from stability_search.search.request import Order
 
 if TYPE_CHECKING:
@@ -126,51 +127,6 @@ class TrialTrainable(tune.Trainable):
     def cleanup(self) -> None:
         """Disarm the watchdog."""
         faulthandler.cancel_dump_traceback_later()
-
-
-def process_state() -> tuple[object, ...]:
-    """Return the global state a trial could leave behind; equal states are safe to reuse."""
-    import torch
-
-    module_hooks = torch.nn.modules.module
-    return (
-        torch.get_default_dtype(),
-        torch.get_default_device(),
-        torch.get_num_threads(),
-        torch.is_grad_enabled(),
-        torch.is_anomaly_enabled(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_float32_matmul_precision(),
-        torch.backends.cudnn.enabled,
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.deterministic,
-        torch.backends.mkldnn.enabled,
-        len(module_hooks._global_forward_hooks),  # noqa: SLF001 - no public way to count
-        len(module_hooks._global_forward_pre_hooks),  # noqa: SLF001 - as above
-        len(module_hooks._global_backward_hooks),  # noqa: SLF001 - as above
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
-        torch.backends.cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
-        torch.backends.cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
-        os.getcwd(),  # noqa: PTH109 - compared as text
-        os.environ.get("OMP_NUM_THREADS"),
-        _functions_of_torch(),
-    )
-
-
-def _functions_of_torch() -> tuple[int, ...]:
-    """Return the identity of functions that scripts like to replace."""
-    import torch
-    from torch.nn import functional
-
-    replaced: tuple[Callable[..., object], ...] = (
-        functional.scaled_dot_product_attention,
-        functional.softmax,
-        functional.layer_norm,
-        torch.nn.Module.__call__,
-        torch.Tensor.backward,
-    )
-    return tuple(id(function) for function in replaced)
 
 
 def _report(kind: str, payload: str | bytes) -> dict[str, Any]:
