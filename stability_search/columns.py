@@ -55,7 +55,12 @@ octave | Int64 | doublings | Of the learning rate from the candidate's, negative
     outside confirm.
 seed | Int64 | | Seed of the trial.
 seed_index | Int64 | >= 0 | Position of that seed among the stage's seeds.
-is_control | boolean | | True if a kill was noted but the trial was let run on.
+is_control | boolean | | True if the trial was killed but let run on, to judge the kill rule; all
+    but the next three columns and the times are as of the kill.
+control_outcome | string | | How that run ended; null if the trial is not one of the control.
+control_q | Float64 | [0, 1] | Run score of that run as a whole; null likewise, or where its end
+    says nothing about stability.
+control_num_steps | Int64 | steps | Attempted steps of that run, those before the kill included.
 started_at | string | UTC, ISO 8601 | When the trial started.
 node | string | | Host that ran it.
 device | string | | `cpu`, or the name of the GPU.
@@ -63,6 +68,8 @@ fp16_kind | string | | How fp16 was computed: `emulated` or `native` on a CPU, `
     null in another precision.
 outcome | string | | How the trial ended.
 reason | string | | Why, as a short phrase; empty for `completed`.
+stopped_before_refit | boolean | | True if the trial `diverged` by another Delta than the final
+    one; the stop stands. Null unless it diverged.
 is_stable | boolean | | `completed` with q >= 1/2; null where the end says nothing about
     stability.
 horizon | Int64 | steps | The horizon T that q and the probes refer to; a pilot trial may run

@@ -172,6 +172,42 @@ class StepRecord(_Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ControlEnd(_Record):
+    """What became of a killed trial that was let run on, to see whether killing it was right.
+
+    All numbers are of the whole run, the steps up to the kill included. Nothing is told, scored
+    or chosen by them: they only judge the kill rule.
+
+    Attributes:
+        outcome: How the run ended, as if it had not been killed.
+        reason: Why, as a short phrase; empty for `completed`.
+        num_steps: Attempted steps.
+        num_judged_steps: `ok` and `bad` steps.
+        num_bad_steps: `bad` steps.
+        judged_losses: Training loss of every judged step in order; None where non-finite.
+        probe_steps: Attempted steps after which the probe was read, 0 first.
+        probe_losses: Mean probe loss at each of them; None where non-finite.
+        are_parameters_finite: False if a parameter ended NaN or infinite.
+    """
+
+    outcome: Outcome
+    reason: str = ""
+    num_steps: int
+    num_judged_steps: int = 0
+    num_bad_steps: int = 0
+    judged_losses: tuple[float | None, ...] = ()
+    probe_steps: tuple[int, ...] = ()
+    probe_losses: tuple[float | None, ...] = ()
+    are_parameters_finite: bool = True
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build the end again from what `to_json` returned."""
+        tuples = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
+        return cls(**{**data, **tuples, "outcome": Outcome(data["outcome"])})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrialSummary(_Record):
     """How one trial ended, as an outcome plus finite numbers.
 
@@ -198,6 +234,7 @@ class TrialSummary(_Record):
         blind_loss: Lowest probe loss of a model that ignores its input; None if not measured.
         blind_batch_losses: Its loss per probe batch; empty if not measured.
         has_measured_blind_run: True if the blind run was made, whatever it gave.
+        has_probe_loss: True if the task has a `probe_loss`; None if that is not known.
         are_parameters_finite: False if a parameter ended NaN or infinite.
         first_bad_step: First `bad` step; None if there was none.
         first_nonfinite_module: See `StepRecord`, of the first bad step.
@@ -225,11 +262,13 @@ class TrialSummary(_Record):
         error_place: `file:line` that raised it; empty otherwise.
         error_text: The traceback as text; empty otherwise.
         peak_memory_mib: Largest resident memory (CPU) or allocated memory (CUDA) seen, MiB.
-        train_s: Seconds spent in training steps.
-        wall_s: Seconds from the trial's start to its end.
+        train_s: Seconds spent in training steps, those after a kill included.
+        wall_s: Seconds from the trial's start to its end, likewise.
         device: `cpu`, or the name of the GPU.
         fp16_kind: How fp16 was computed: `emulated` or `native` on a CPU, `cuda` on a GPU; None
             in another precision.
+        control: What the trial did after its kill, where `prune.control` let it run on; None
+            otherwise. Every other field but the two times is as of the kill.
     """
 
     outcome: Outcome
@@ -252,6 +291,7 @@ class TrialSummary(_Record):
     blind_loss: float | None = None
     blind_batch_losses: tuple[float | None, ...] = ()
     has_measured_blind_run: bool = False
+    has_probe_loss: bool | None = None
     are_parameters_finite: bool = True
     first_bad_step: int | None = None
     first_nonfinite_module: str | None = None
@@ -280,6 +320,21 @@ class TrialSummary(_Record):
     wall_s: float = 0.0
     device: str = "cpu"
     fp16_kind: str | None = None
+    control: ControlEnd | None = None
+
+    @property
+    def num_executed_steps(self) -> int:
+        """Attempted steps, those after a kill included: what a step budget counts."""
+        return (self.control or self).num_steps
+
+    def without_the_kill(self) -> Self:
+        """Return what would be scored, had the trial not been killed; ValueError if it was not."""
+        if self.control is None:
+            raise ValueError("control: a trial that was let run on must be given, but got None.")
+        whole = {spec.name: getattr(self.control, spec.name) for spec in _CONTROL_FIELDS}
+        return dataclasses.replace(
+            self, **whole, control=None, judged_steps=(), bad_steps=(), probe_batch_losses=()
+        )
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -297,14 +352,19 @@ class TrialSummary(_Record):
             )
         }
         rows = tuple(tuple(row) for row in data["probe_batch_losses"])
+        control = data.get("control")  # earlier versions wrote none
         return cls(
             **{
                 **data,
                 **tuples,
                 "probe_batch_losses": rows,
                 "outcome": Outcome(data["outcome"]),
+                "control": None if control is None else ControlEnd.from_json(control),
             }
         )
+
+
+_CONTROL_FIELDS = dataclasses.fields(ControlEnd)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -328,7 +388,6 @@ class TrialRow(_Record):
         told_constraint: Constraint told with it (feasible when <= 0); None likewise.
         told_e_star: E* under which `told_value` was computed; None likewise.
         attempt: 1, or more after an `infrastructure` end.
-        is_control: True if a kill was noted but the trial was let run on.
         started_at: UTC, ISO 8601.
         node: Host that ran it.
     """
@@ -349,16 +408,21 @@ class TrialRow(_Record):
     told_constraint: float | None = None
     told_e_star: float | None = None
     attempt: int = 1
-    is_control: bool = False
     started_at: str = ""
     node: str = ""
+
+    @property
+    def is_control(self) -> bool:
+        """True if the trial was killed but let run on."""
+        return self.summary.control is not None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Build the row again from what `to_json` returned."""
-        return cls(
+        kept = {name: value for name, value in data.items() if name != "is_control"}
+        return cls(  # earlier versions wrote `is_control`, always false
             **{
-                **data,
+                **kept,
                 "stage": Stage(data["stage"]),
                 "summary": TrialSummary.from_json(data["summary"]),
             }
@@ -395,6 +459,7 @@ class Verdict(_Record):
         closest: What came closest where nothing met the bar; None otherwise.
         confirmed: Configurations that had all seeds, best first.
         unfinished: Candidates whose confirmation did not end.
+        spared: Candidates that were not confirmed, since they could not have changed the choice.
         missed: What the closest missed, in plain words.
         reason: One sentence on why there is no choice, or no verdict; empty for `stable`.
         warnings: What a reader must know beside the verdict, one sentence each.
@@ -409,6 +474,7 @@ class Verdict(_Record):
     closest: str | None = None
     confirmed: tuple[str, ...] = ()
     unfinished: tuple[str, ...] = ()
+    spared: tuple[str, ...] = ()
     missed: tuple[str, ...] = ()
     reason: str = ""
     warnings: tuple[str, ...] = ()
@@ -417,8 +483,8 @@ class Verdict(_Record):
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Build the verdict again from what `to_json` returned."""
         tuples = {
-            key: tuple(data[key])
-            for key in ("tied", "confirmed", "unfinished", "missed", "warnings")
+            key: tuple(data.get(key, ()))  # earlier versions knew no `spared`
+            for key in ("tied", "confirmed", "unfinished", "spared", "missed", "warnings")
         }
         reason = data["choice_reason"]
         return cls(

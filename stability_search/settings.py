@@ -318,12 +318,14 @@ class TrialConstants:
         probe_steps: Attempted steps after which the probe is read, rising, 0 first.
         measures_blind_run: True for the one pilot trial that also measures `baseline()` or the
             blind run.
+        control: Share of trials let run on if killed, in [0, 1]; 0 but in the search.
     """
 
     e0: float | None = None
     delta: float | None = None
     probe_steps: tuple[int, ...]
     measures_blind_run: bool = False
+    control: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -419,8 +421,8 @@ class Resources:
 
     Attributes:
         cpu: CPU cores of a trial, > 0.
-        gpu: GPUs of a trial, >= 0; None takes one where there is one, else none.
-        accelerator: GPU model that trials must run on; None for any.
+        gpu: GPUs of a trial, whole or a share of one; None takes one where there is one, or none.
+        accelerator: GPU model that trials must run on, as Ray names it; None for any.
     """
 
     cpu: float = 1.0

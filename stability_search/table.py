@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -273,6 +273,8 @@ def _trial_values(
     }
     factors = ("calm", "smooth", "kept", "progress", "num_spikes")
     computed |= {name: None if score is None else getattr(score, name) for name in factors}
+    computed |= _control_values(row, study, yardsticks)
+    computed["stopped_before_refit"] = _stopped_before_refit(row, yardsticks[horizon])
 
     def value(name: str) -> Any:  # noqa: ANN401 - a column's value is of its column's type
         if name in computed:
@@ -280,6 +282,26 @@ def _trial_values(
         return getattr(row if hasattr(row, name) else summary, name)
 
     return {name: value(name) for name in _TRIAL_FACTS}
+
+
+def _stopped_before_refit(row: TrialRow, measure: Yardstick) -> bool | None:
+    if row.summary.outcome is not Outcome.DIVERGED:
+        return None
+    return measure.delta is not None and row.delta != measure.delta
+
+
+def _control_values(
+    row: TrialRow, study: StudySettings, yardsticks: Mapping[int, Yardstick]
+) -> dict[str, Any]:
+    """Say what became of a killed trial that was let run on; nulls for every other."""
+    control = row.summary.control
+    names = ("control_outcome", "control_q", "control_num_steps")
+    if control is None:
+        return dict.fromkeys(names)
+    whole = replace(row, summary=row.summary.without_the_kill())
+    score = _scored(whole, study, yardsticks)
+    q = None if score is None else score.q
+    return dict(zip(names, (control.outcome, q, control.num_steps), strict=True))
 
 
 def _metric_column(name: str, when: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from stability_search.alarms import Alarm, OverflowCount
 from stability_search.records import (
+    ControlEnd,
     Outcome,
     StepLabel,
     StepRecord,
@@ -45,6 +46,7 @@ class Tally:
     blind_loss: float | None = None
     blind_batch_losses: tuple[float | None, ...] = ()
     has_measured_blind_run: bool = False
+    has_probe_loss: bool | None = None
     are_parameters_finite: bool = True
     evidence: float = 1.0
     warnings: list[str] = field(default_factory=list)
@@ -133,6 +135,7 @@ def summarise(  # noqa: PLR0913 - the parts of a summary
         blind_loss=tally.blind_loss,
         blind_batch_losses=tally.blind_batch_losses,
         has_measured_blind_run=tally.has_measured_blind_run,
+        has_probe_loss=tally.has_probe_loss,
         are_parameters_finite=tally.are_parameters_finite,
         first_bad_step=None if first_bad is None else first_bad.step,
         first_nonfinite_module=None if first_bad is None else first_bad.first_nonfinite_module,
@@ -163,6 +166,27 @@ def summarise(  # noqa: PLR0913 - the parts of a summary
         wall_s=wall_s,
         device=device,
         fp16_kind=_fp16_kind(config),
+    )
+
+
+def control_end(tally: Tally, *, outcome: Outcome, reason: str) -> ControlEnd:
+    """Fold the tally of a trial that was let run on into what is stored of its whole run.
+
+    Args:
+        tally: What the trial has shown, before and after its kill.
+        outcome: How it ended.
+        reason: Why, as a short phrase.
+    """
+    return ControlEnd(
+        outcome=outcome,
+        reason=reason,
+        num_steps=tally.num_steps,
+        num_judged_steps=len(tally.judged_losses),
+        num_bad_steps=tally.labels[StepLabel.BAD],
+        judged_losses=tuple(tally.judged_losses),
+        probe_steps=tuple(tally.probe_steps),
+        probe_losses=tuple(mean_or_none(row) for row in tally.probe_batch_losses),
+        are_parameters_finite=outcome is not Outcome.NONFINITE_PARAMETERS,
     )
 
 

@@ -7,6 +7,7 @@ run_trial(config):
         feed the step to the kill rule and to the loss stop; yield it as Progress
         read the probe where the study asked for it
         end where a rule, the engine or the clock says so
+    where `prune.control` lets a killed trial run on: note how it would have ended, apart
     return a TrialSummary
 
 A diverged trial is a result. Only what says nothing about stability (an error in the user's
@@ -15,8 +16,8 @@ code) is told apart, with its traceback as text.
 
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,14 +33,22 @@ from stability_search.engine.half_weights import keep_no_half_precision
 from stability_search.engine.step import LossFn, is_out_of_memory
 from stability_search.pruning import KillTest, LossStop
 from stability_search.records import (
+    ControlEnd,
     Outcome,
     StepLabel,
     StepRecord,
     TrialSummary,
     finite_or_none,
 )
-from stability_search.settings import OnAlarm, TrialConfig, TrialConstants
-from stability_search.tally import Tally, mean_or_none, summarise
+from stability_search.seeding import SEED_BITS, derive_seed
+from stability_search.settings import (
+    TRIAL_SETTING_NAMES,
+    OnAlarm,
+    TrialConfig,
+    TrialConstants,
+    config_id,
+)
+from stability_search.tally import Tally, control_end, mean_or_none, summarise
 from stability_search.tasks.base import (
     HasBaseline,
     HasMetrics,
@@ -69,11 +78,14 @@ class Progress:
         record: The step, with the evidence of the kill rule after it.
         num_planned_steps: The trial's horizon T.
         num_bad_steps: `bad` steps so far.
+        is_control: True after the kill of a trial that was let run on: the step is no part of the
+            trial, and its record is not kept.
     """
 
     record: StepRecord
     num_planned_steps: int
     num_bad_steps: int
+    is_control: bool = False
 
 
 class Faults(Protocol):
@@ -136,21 +148,54 @@ def run_trial(
         with trial.engine:
             outcome, reason = yield from trial.run()
             trial.close(outcome)
+            if trial.is_let_run_on:
+                killed = _summary(tally, config, outcome, reason, wall_s=0.0)
+                control = yield from trial.run_on()
+                wall_s = clock() - started
+                return replace(killed, control=control, train_s=tally.train_s, wall_s=wall_s)
         error = ("", "", "")
     except (Exception, SystemExit) as caught:  # noqa: BLE001 - the boundary: every end gets a name
         outcome, reason = _outcome_of(caught), _first_line(caught)
         error = (type(caught).__name__, _place(caught), _traceback_text(caught))
         if outcome is Outcome.OUT_OF_MEMORY:
             error = ("", "", "")
+    return _summary(tally, config, outcome, reason, error=error, wall_s=clock() - started)
+
+
+def _summary(  # noqa: PLR0913 - the parts of a summary
+    tally: Tally,
+    config: TrialConfig,
+    outcome: Outcome,
+    reason: str,
+    *,
+    error: tuple[str, str, str] = ("", "", ""),
+    wall_s: float,
+) -> TrialSummary:
     return summarise(
         tally,
         config,
         outcome=outcome,
         reason=reason,
         error=error,
-        wall_s=clock() - started,
+        wall_s=wall_s,
         device=_device_name(config.device),
     )
+
+
+def is_drawn_for_control(config: TrialConfig, share: float) -> bool:
+    """Say whether a trial is let run on if the kill rule kills it.
+
+    Args:
+        config: Its seed and its settings decide, so that a rerun agrees.
+        share: Of all configurations, in [0, 1].
+    """
+    settings = {
+        **asdict(config.engine),
+        **{name: getattr(config, name) for name in TRIAL_SETTING_NAMES},
+        "task_args": dict(config.task_args),
+    }
+    draw = derive_seed(config.seed, "control", config_id(settings))
+    return draw < share * 2.0**SEED_BITS
 
 
 def check_settings(config: TrialConfig) -> None:
@@ -172,7 +217,11 @@ def check_settings(config: TrialConfig) -> None:
 
 
 class _Trial:
-    """The parts of one running trial."""
+    """The parts of one running trial.
+
+    Attributes:
+        is_control: True while the trial runs on after its kill.
+    """
 
     def __init__(  # noqa: PLR0913 - the arguments of run_trial and what they became
         self,
@@ -192,6 +241,7 @@ class _Trial:
         self.faults = faults
         self.device = torch.device(config.device)
         self.task: Task = load_task(config.task, config.task_args)
+        tally.has_probe_loss = isinstance(self.task, HasProbeLoss)
         self.probe = [move(batch, self.device) for batch in self.task.probe()]
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -205,6 +255,9 @@ class _Trial:
         warning_only = replace(config.alarms, on_alarm=OnAlarm.WARN)
         self.watch = AlarmWatch(warning_only, num_planned_steps=config.num_planned_steps)
         self.loss_stop: LossStop | None = None
+        self.stream: Iterator[Any] = iter(())
+        self.last: StepRecord | None = None
+        self.is_control = False
 
     # -- building ----------------------------------------------------------------------------
 
@@ -227,23 +280,46 @@ class _Trial:
     # -- training ----------------------------------------------------------------------------
 
     def run(self) -> Generator[Progress, None, tuple[Outcome, str]]:
-        config = self.config
-        stream = training_stream(
-            self.task, batch_size=config.batch_size, seed=config.seed, device=self.device
+        """Train until the trial ends."""
+        self.stream = training_stream(
+            self.task, batch_size=self.config.batch_size, seed=self.config.seed, device=self.device
         )
-        probe_steps = set(self.constants.probe_steps)
         self._read_probe(0)
-        for step in range(1, config.num_planned_steps + 1):
+        return (yield from self._train_from(1))
+
+    @property
+    def is_let_run_on(self) -> bool:
+        """True after a kill of the kill rule, in a trial drawn for the control."""
+        is_kill = self.kill_test.has_killed and self.engine.ended is None
+        return is_kill and is_drawn_for_control(self.config, self.constants.control)
+
+    def run_on(self) -> Generator[Progress, None, ControlEnd]:
+        """Train on after the kill as if it had not come; never raises on an error of the task."""
+        self.is_control = True
+        try:
+            outcome, reason = yield from self._go_on()
+        except (Exception, SystemExit) as caught:  # noqa: BLE001 - the trial has ended before
+            outcome, reason = _outcome_of(caught), _first_line(caught)
+        return control_end(self.tally, outcome=outcome, reason=reason)
+
+    def _go_on(self) -> Generator[Progress, None, tuple[Outcome, str]]:
+        killed_at = self.last
+        assert killed_at is not None  # noqa: S101 - it was killed at a step
+        end = self._go_past(killed_at)
+        return end or (yield from self._train_from(killed_at.step + 1))
+
+    def _train_from(self, first: int) -> Generator[Progress, None, tuple[Outcome, str]]:
+        config = self.config
+        for step in range(first, config.num_planned_steps + 1):
             fetched = self.clock()
-            window = [next(stream) for _ in range(config.accumulation_steps)]
+            window = [next(self.stream) for _ in range(config.accumulation_steps)]
             record = self.engine.step(
                 *self.faults.before_step(step, self.engine, window, self.task.loss)
             )
             self.tally.train_s += self.clock() - fetched
-            is_killed = record.label.is_judged and self.kill_test.update(
-                is_bad=record.label is StepLabel.BAD
-            )
+            is_killed = self._is_kill(record.label)
             record = replace(record, evidence=self.kill_test.evidence)
+            self.last = record
             self.tally.add(record)
             self.tally.evidence = self.kill_test.evidence
             self.tally.note(self.engine.notes)
@@ -252,30 +328,34 @@ class _Trial:
                 record=record,
                 num_planned_steps=config.num_planned_steps,
                 num_bad_steps=self.tally.labels[StepLabel.BAD],
+                is_control=self.is_control,
             )
-            end = self._end_of(record, is_killed=is_killed)
+            end = self.engine.ended or (self._kill(step) if is_killed else self._go_past(record))
             if end is not None:
                 return end
-            if step in probe_steps:
-                self._read_probe(step)
         return Outcome.COMPLETED, ""
 
-    def _end_of(self, record: StepRecord, *, is_killed: bool) -> tuple[Outcome, str] | None:
-        if self.engine.ended is not None:
-            return self.engine.ended
+    def _is_kill(self, label: StepLabel) -> bool:
+        if not label.is_judged or self.kill_test.has_killed:  # killed: it runs on as a control
+            return False
+        return self.kill_test.update(is_bad=label is StepLabel.BAD)
+
+    def _kill(self, step: int) -> tuple[Outcome, str]:
         num_bad = self.tally.labels[StepLabel.BAD]
-        if is_killed:
-            limit = 1 / self.config.kill_rule.false_kill
-            evidence = f"evidence {self.kill_test.evidence:.4g} >= {limit:g}"
-            return Outcome.PRUNED, f"{num_bad} bad steps of {record.step}: {evidence}"
+        limit = 1 / self.config.kill_rule.false_kill
+        evidence = f"evidence {self.kill_test.evidence:.4g} >= {limit:g}"
+        return Outcome.PRUNED, f"{num_bad} bad steps of {step}: {evidence}"
+
+    def _go_past(self, record: StepRecord) -> tuple[Outcome, str] | None:
+        """Return how a trial ends that the kill rule left alone; else read the probe if due."""
         if self._has_diverged(record):
             return Outcome.DIVERGED, "the loss stays far above where it began"
-        if self.clock() - self.started >= self.config.timeout_s and not self._is_done(record):
+        is_late = self.clock() - self.started >= self.config.timeout_s
+        if is_late and record.step < self.config.num_planned_steps:
             return Outcome.TIMED_OUT, f"over {self.config.timeout_s:g} s at step {record.step}"
+        if record.step in self.constants.probe_steps:
+            self._read_probe(record.step)
         return None
-
-    def _is_done(self, record: StepRecord) -> bool:
-        return record.step == self.config.num_planned_steps
 
     def _has_diverged(self, record: StepRecord) -> bool:
         if self.constants.delta is None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stability_search.columns import COLUMNS, as_markdown
 from stability_search.errors import UsageError
-from stability_search.records import Outcome, Stage, TrialSummary
+from stability_search.records import Outcome, Stage, TrialRow, TrialSummary
 from stability_search.settings import StudySettings
 from stability_search.standing import score_trial
 from stability_search.table import (
@@ -91,6 +91,25 @@ def test_scores_are_those_of_the_standing_at_the_horizon_of_the_stage() -> None:
         score = score_trial(by_id[row["trial_id"]], yardsticks[horizon])
         assert row["horizon"] == horizon
         assert row["q"] == (None if score is None else score.q)
+
+
+def test_a_loss_stop_under_another_delta_than_the_final_one_is_marked() -> None:
+    case = stable_study()
+    delta = study_yardsticks(case.rows, case.study)[200].delta
+    assert delta is not None
+    index = next(i for i, row in enumerate(case.rows) if is_diverged_in_search(row))
+    rows = list(case.rows)
+    for used, is_marked in ((delta, False), (delta * 0.9, True)):
+        rows[index] = replace(rows[index], delta=used)
+        trials = records(tables_of(replace(case, rows=tuple(rows))).trials)
+        (shown,) = [t for t in trials if t["trial_id"] == rows[index].trial_id]
+        assert shown["stopped_before_refit"] is is_marked
+        others = [t["stopped_before_refit"] for t in trials if t["outcome"] != "diverged"]
+        assert set(others) == {None}
+
+
+def is_diverged_in_search(row: TrialRow) -> bool:
+    return row.stage is Stage.SEARCH and row.summary.outcome is Outcome.DIVERGED
 
 
 def test_the_order_of_the_rows_changes_nothing_and_bytes_repeat(tmp_path: Path) -> None:

@@ -118,6 +118,23 @@ def test_reading_the_probe_more_often_changes_nothing_else() -> None:
     assert few.probe_losses[-1] == many.probe_losses[-1]
 
 
+OWN_PROBE = """\
+from tests.tiny_task import Tiny
+
+
+class OwnProbe(Tiny):
+    def probe_loss(self, model, batch):
+        return self.loss(model, batch)
+"""
+
+
+def test_a_summary_says_whether_the_task_has_a_probe_loss(tmp_path: Path) -> None:
+    file = tmp_path / "own_probe.py"
+    file.write_text(OWN_PROBE)
+    own = replace(configure(), task=TaskReference(file=str(file), class_name="OwnProbe"))
+    assert [run(config)[1].has_probe_loss for config in (configure(), own)] == [False, True]
+
+
 def test_a_summary_survives_json() -> None:
     _, summary = run(configure(behaviour="nan_batch"))
     text = json.dumps(summary.to_json(), allow_nan=False)

@@ -1,12 +1,14 @@
 """The verdict for programs: one JSON object and the schema it keeps."""
 
 import json
+from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from stability_search.report.advice import warnings
 from stability_search.report.context import Report, Row, View
+from stability_search.report.control import control_of
 from stability_search.report.wording import OUTCOME_WORDS, plain
 from stability_search.scoring import S_V1
 
@@ -50,7 +52,9 @@ def render_json(report: Report) -> dict[str, Any]:
         "missed": [plain(view.private(text)) for text in verdict.missed],
         "confirmed": _many(view, verdict.confirmed),
         "unfinished": list(verdict.unfinished),
+        "spared": list(verdict.spared),
         "outcomes": {outcome: view.outcomes[outcome] for outcome in map(str, OUTCOME_WORDS)},
+        "control": _control(view),
         "warnings": list(warnings(view)),
         "study": _study(view),
         "environment": _private(view, dict(report.environment)),
@@ -76,6 +80,11 @@ def _configuration(view: View, config_id: str | None) -> dict[str, Any] | None:
         "score_version": S_V1.name,
         **{name: row[name] for name in _CONFIGURATION},
     }
+
+
+def _control(view: View) -> dict[str, Any] | None:
+    found = control_of(view)
+    return None if found is None else asdict(found)
 
 
 def _many(view: View, config_ids: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import re
 from stability_search.records import VerdictKind
 from stability_search.report.advice import warnings, what_broke, what_to_widen
 from stability_search.report.context import Report, Row, View
+from stability_search.report.control import control_text
 from stability_search.report.parts.verdict_card import compared, targets
 from stability_search.report.snippets import as_yaml
 from stability_search.report.wording import (
@@ -134,7 +135,9 @@ def _outcomes(view: View) -> list[str]:
     if not counts:
         return ["No trial ended.", ""]
     texts = [f"{n:,} {OUTCOME_WORDS[outcome]}" for outcome, n in counts]
-    return [f"Outcomes of {len(view.trials):,} trials: {', '.join(texts)}.", ""]
+    lines = [f"Outcomes of {len(view.trials):,} trials: {', '.join(texts)}.", ""]
+    control = control_text(view)
+    return [*lines, inert(control), ""] if control else lines
 
 
 def _warnings(view: View) -> list[str]:

@@ -149,6 +149,12 @@ def choice_text(view: View) -> str:
             rule = "the choice has the larger margin, then the higher score, then the lower rate"
             return f"Tied with {count(others, 'other')}: {why}; {rule}."
         case ChoiceReason.ONLY:
+            if verdict.spared:
+                spared = count(len(verdict.spared), "other candidate")
+                return (
+                    "Of the candidates confirmed on every seed, only this one met the bar; "
+                    f"{spared} could not have changed the choice and did not run on all of them."
+                )
             return "Of the candidates confirmed on every seed, only this one met the bar."
 
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from stability_search.records import TrialRow
+from stability_search.records import Stage, TrialRow
 from stability_search.search.choice import MIN_SEEDS
+from stability_search.settings import SETTING_NAMES
+from stability_search.space import Space
 
 NOT_OBSERVED = "not fully observed"  # how a trial's own warnings mark it
 
@@ -31,6 +33,53 @@ def unobserved(rows: Iterable[TrialRow]) -> tuple[str, ...]:
     """
     count = sum(any(NOT_OBSERVED in said for said in row.summary.warnings) for row in rows)
     return (f"{_in_words(count, 'trial')} {NOT_OBSERVED}.",) if count else ()
+
+
+def loss_may_differ(space: Space, rows: Iterable[TrialRow]) -> tuple[str, ...]:
+    """Warn where a setting that varies may change what the probe measures.
+
+    A term of the loss that is switched off must not look like progress. Whether a setting of the
+    task changes its loss, nobody but its author knows.
+
+    Args:
+        space: The study's space.
+        rows: All finished trials.
+    """
+    names = [name for name in space.varying if name not in SETTING_NAMES]
+    if not names or all(row.summary.has_probe_loss is not False for row in rows):
+        return ()
+    go, one = ("goes", "it") if len(names) == 1 else ("go", "one of them")
+    sentence = (
+        f"{', '.join(names)} {go} to the task, which has no `probe_loss`: if {one} changes the "
+        "task's `loss`, probe losses and scores cannot be compared between its values."
+    )
+    return (sentence,)
+
+
+def left_out(
+    space: Space, rows: Iterable[TrialRow], *, unfinished: Sequence[str]
+) -> tuple[str, ...]:
+    """Say what a budget left out of search and confirm.
+
+    Args:
+        space: The study's space.
+        rows: All finished trials.
+        unfinished: Candidates whose confirmation did not end.
+    """
+    said = []
+    planned = space.study.search.trials
+    done = len({row.index for row in rows if row.stage is Stage.SEARCH})
+    if space.has_space and done < planned:
+        said.append(
+            f"The budget ended the search after {done} of {_in_words(planned, 'trial')}: half of "
+            "it is kept for confirm."
+        )
+    if unfinished:
+        names = _in_words(len(unfinished), "candidate")
+        said.append(
+            f"The budget ended before {names} could be confirmed: {', '.join(unfinished)}."
+        )
+    return tuple(said)
 
 
 def joined(parts: Iterable[Sequence[str]]) -> tuple[str, ...]:

@@ -10,7 +10,15 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    create_model,
+)
 from pydantic import ValidationError as GrammarError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -26,6 +34,7 @@ from stability_search.space.setting_values import attribute_docs, did_you_mean, 
 from stability_search.space.tree import KeyPath, Node, Problems, dotted
 
 _DEFAULT = StudySettings(name="default")
+_MIN_GPU_SHARE = 0.01  # Ray counts in parts of 10,000, and a smaller share has no memory to use
 _MAX_OCTAVES = 16  # 2**16 times any sensible learning rate is nonsense
 NAME = re.compile(r"\w[\w. -]{0,99}\Z")
 """A study's name, which is a plain file name."""
@@ -44,6 +53,20 @@ def _scalar(value: object) -> object:
         raise PydanticCustomError(
             "scalar", "a number, a word, `true`, `false` or `null` is required"
         )
+    return value
+
+
+def _whole_or_share(value: float | None) -> float | None:
+    if value is None or value.is_integer() or _MIN_GPU_SHARE <= value < 1:
+        return value
+    rule = f"a whole number, or a share of one GPU from {_MIN_GPU_SHARE:g} on, is required"
+    raise PydanticCustomError("gpu", "{rule}", {"rule": rule})
+
+
+def _model_name(value: object) -> object:
+    if isinstance(value, str) and not NAME.match(value):
+        rule = "the name of a GPU model, such as H100, is required"
+        raise PydanticCustomError("accelerator", "{rule}", {"rule": rule})
     return value
 
 
@@ -129,11 +152,18 @@ class ResourcesBlock(Block):
 
     cpu: float = Field(default=_DEFAULT.search.resources.cpu, gt=0, description="CPU cores.")
     gpu: Annotated[
-        Annotated[float, Field(ge=0)] | None, _AUTO, _auto_schema("number", minimum=0)
-    ] = Field(default=None, description="GPUs; `auto` takes one where there is one, else none.")
-    accelerator: None = Field(
+        Annotated[float, Field(ge=0)] | None,
+        _AUTO,
+        AfterValidator(_whole_or_share),
+        _auto_schema("number", minimum=0),
+    ] = Field(
         default=None,
-        description="GPU model that trials must run on; only null, for any, in this version.",
+        description="GPUs, or a share of one and of its memory; `auto` takes one where there is "
+        "one, else none.",
+    )
+    accelerator: Annotated[str, BeforeValidator(_model_name)] | None = Field(
+        default=None,
+        description="GPU model that trials must run on, as Ray names it; null for any.",
     )
 
 
@@ -171,8 +201,8 @@ class PruneBlock(Block):
     control: float = Field(
         default=_DEFAULT.control,
         ge=0,
-        le=0,
-        description="Share of killed search trials that are let run on; only 0 in this version.",
+        le=1,
+        description="Share of killed search trials that are let run on, to see what they become.",
     )
 
 

@@ -151,6 +151,7 @@ def _checked(
     )
     _check_horizons(tree, problems)
     _check_margin(tree, problems)
+    _check_accelerator(tree, problems)
     _check_name(tree, path, problems)
     return None if file is None else (file, task, settings)
 
@@ -187,6 +188,15 @@ def _check_margin(tree: Node, problems: Problems) -> None:
         f"octaves={octaves}. Try `min_margin: {octaves}`."
     )
     problems.add(tree.place_of(path), path, message)
+
+
+def _check_accelerator(tree: Node, problems: Problems) -> None:
+    path: KeyPath = ("search", "resources", "accelerator")
+    model, gpu = tree.at(path), tree.at(("search", "resources", "gpu"))
+    if model is None or model.value is None or gpu is None or gpu.value != 0:
+        return
+    message = f"trials on a GPU model need `gpu > 0`, but got {model.shown()} with gpu=0."
+    problems.add(tree.place_of(path), path, f"{message} Remove one of them.")
 
 
 def _written(tree: Node, first: KeyPath, second: KeyPath) -> KeyPath:

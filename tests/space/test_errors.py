@@ -1,12 +1,10 @@
 """Every wrong file is answered with file, line and column, and all problems at once."""
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from stability_search.space import Space, SpaceError, load
+from stability_search.space import Space, SpaceError
 
 Load = Callable[..., Space]
 
@@ -647,18 +645,43 @@ def test_excerpts_are_short_and_inert(load_text: Load) -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "key"),
+    ("block", "problem"),
     [
-        ("prune: {control: 0.05}", "prune.control"),
-        ("search: {resources: {accelerator: H100}}", "search.resources.accelerator"),
+        (
+            "prune: {control: 1.5}",
+            "3:18  prune.control: `control <= 1` must hold, but got 1.5. Give 1 or less.",
+        ),
+        (
+            "search: {resources: {gpu: 1.5}}",
+            (
+                "3:27  search.resources.gpu: a whole number, or a share of one GPU from 0.01 on, "
+                "is required, but got 1.5."
+            ),
+        ),
+        (
+            "search: {resources: {gpu: 0.001}}",
+            (
+                "3:27  search.resources.gpu: a whole number, or a share of one GPU from 0.01 on, "
+                "is required, but got 0.001."
+            ),
+        ),
+        (
+            "search: {resources: {accelerator: 'H100, A100'}}",
+            (
+                "3:35  search.resources.accelerator: the name of a GPU model, such as H100, is "
+                "required, but got 'H100, A100'."
+            ),
+        ),
+        (
+            "search: {resources: {gpu: 0, accelerator: H100}}",
+            (
+                "3:43  search.resources.accelerator: trials on a GPU model need `gpu > 0`, but "
+                "got 'H100' with gpu=0. Remove one of them."
+            ),
+        ),
     ],
 )
-def test_what_this_version_cannot_do_is_refused_with_its_place(
-    block: str, key: str, tmp_path: Path
+def test_shares_and_gpus_out_of_range_are_refused_with_their_place(
+    block: str, problem: str, load_text: Load
 ) -> None:
-    (tmp_path / "x.yaml").write_text(
-        "task: package.module:Class\nspace: {learning_rate: {uniform: {low: 0.1, high: 1}}}\n"
-        f"{block}\n"
-    )
-    with pytest.raises(SpaceError, match=rf"x\.yaml:3:\d+ +{re.escape(key)}: "):
-        load(tmp_path / "x.yaml")
+    assert heads(refused(load_text, f"{MINIMAL}{block}\n")) == [f"x.yaml:{problem}"]

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from stability_search.records import Outcome
 from stability_search.report.context import Row, View
+from stability_search.report.control import control_text
 from stability_search.report.figures import (
     DataTable,
     Figure,
@@ -75,6 +76,7 @@ def _counts(view: View) -> Figure:
         finding=_finding(view),
         panels=(Panel(title="", spec=spec, height=80 + 56 * len(stages)),),
         legend=marks,
+        note=control_text(view),
         table=DataTable(
             columns=("end", *stages),
             rows=tuple(

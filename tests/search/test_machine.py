@@ -1,0 +1,101 @@
+"""How many trials run at once, and on what."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from stability_search.errors import UsageError
+from stability_search.search import machine
+from stability_search.search.machine import Machine, choose_machine
+from stability_search.settings import Resources
+from stability_search.space import Space
+from tests.search.confirm_world import make_space
+
+NODE = {"CPU": 8.0, "memory": 1e9, "node:10.0.0.1": 1.0}
+
+
+def space_with(*, max_concurrent: int | None = None, **resources: Any) -> Space:  # noqa: ANN401
+    space = make_space()
+    search = replace(
+        space.study.search, resources=Resources(**resources), max_concurrent=max_concurrent
+    )
+    return replace(space, study=replace(space.study, search=search))
+
+
+@pytest.fixture
+def torch_with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_torch_has_gpu", lambda: True)
+
+
+@pytest.mark.usefixtures("torch_with_gpu")
+@pytest.mark.parametrize(
+    ("resources", "num_gpus", "expected"),
+    [
+        ({"cpu": 1, "gpu": None}, 0, ("cpu", 8, 0.0)),
+        ({"cpu": 1, "gpu": None}, 2, ("cuda", 2, 1.0)),
+        ({"cpu": 1, "gpu": 0}, 2, ("cpu", 8, 0.0)),
+        ({"cpu": 1, "gpu": 2}, 4, ("cuda", 2, 2.0)),
+        ({"cpu": 1, "gpu": 0.5}, 2, ("cuda", 4, 0.5)),
+        ({"cpu": 4, "gpu": 0.5}, 2, ("cuda", 2, 0.5)),
+        # 2 trials on each GPU, not 5 on both together: a share never spans two.
+        ({"cpu": 1, "gpu": 0.4}, 2, ("cuda", 4, 0.4)),
+        ({"cpu": 0.1, "gpu": 0.1}, 1, ("cuda", 10, 0.1)),
+        ({"cpu": 0.1, "gpu": 1 / 3}, 1, ("cuda", 3, 1 / 3)),
+    ],
+)
+def test_slots_are_what_cores_and_whole_gpus_hold(
+    resources: dict[str, Any], num_gpus: int, expected: tuple[str, int, float]
+) -> None:
+    chosen = choose_machine(space_with(**resources), {**NODE, "GPU": float(num_gpus)})
+    assert (chosen.device, chosen.num_slots, chosen.gpu_per_trial) == expected
+
+
+def test_auto_takes_no_gpu_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_torch_has_gpu", lambda: False)
+    assert choose_machine(space_with(), {**NODE, "GPU": 2.0}).device == "cpu"
+
+
+def test_no_more_trials_run_at_once_than_asked_for() -> None:
+    assert choose_machine(space_with(max_concurrent=3), NODE).num_slots == 3
+    assert choose_machine(space_with(max_concurrent=30), NODE).num_slots == 8
+
+
+def test_slots_are_counted_node_by_node() -> None:
+    odd = {"CPU": 3.0}
+    assert choose_machine(space_with(cpu=2.0), odd, odd).num_slots == 2  # not 6 cores / 2
+
+
+def test_a_trial_larger_than_every_node_is_refused() -> None:
+    rule = r"a trial needs 9 CPU and 0 GPU, but there are 8 and 0\. Lower"
+    with pytest.raises(UsageError, match=rule):
+        choose_machine(space_with(cpu=9.0, gpu=0), NODE)
+    rule = r"needs 1 CPU and 2 GPU, but there are 8 and 1 on the largest node"
+    with pytest.raises(UsageError, match=rule):
+        choose_machine(space_with(gpu=2), NODE, {**NODE, "GPU": 1.0})
+
+
+MIXED = (
+    {**NODE, "GPU": 4.0, "accelerator_type:A100": 1.0},
+    {**NODE, "GPU": 2.0, "accelerator_type:H100": 1.0},
+    NODE,
+)
+
+
+@pytest.mark.parametrize("gpu", [None, 1.0])
+def test_only_nodes_with_the_gpu_model_asked_for_are_counted(gpu: float | None) -> None:
+    chosen = choose_machine(space_with(gpu=gpu, accelerator="H100"), *MIXED)
+    assert chosen == Machine(
+        device="cuda", num_slots=2, cpu_per_trial=1.0, gpu_per_trial=1.0, accelerator="H100"
+    )
+    assert chosen.resources() == {"cpu": 1.0, "gpu": 1.0, "accelerator_type:H100": 0.001}
+    everywhere = choose_machine(space_with(gpu=1.0), *MIXED)
+    assert (everywhere.num_slots, everywhere.resources()) == (6, {"cpu": 1.0, "gpu": 1.0})
+
+
+def test_a_gpu_model_that_no_node_has_is_refused_with_those_there_are() -> None:
+    rule = "a node has must be named, but got 'H200', and there is A100, H100. Name one of these"
+    with pytest.raises(UsageError, match=rule):
+        choose_machine(space_with(accelerator="H200"), *MIXED)
+    with pytest.raises(UsageError, match=r"but got 'H200', and no node names any\. Leave it out"):
+        choose_machine(space_with(accelerator="H200"), NODE)
