@@ -80,10 +80,14 @@ def _is_neighbour(one: Candidate, other: Candidate) -> bool:
     return high <= _OCTAVE * low and rest[0] == rest[1]
 
 
-def _first_of_start_with(rows: Sequence[TrialRow]) -> list[Candidate]:
-    """Return what the user trains with today: the search tries it first, as trial 0."""
+def todays_candidate(rows: Sequence[TrialRow]) -> Candidate | None:
+    """Return what the user trains with today: the search tries it first, as trial 0.
+
+    Args:
+        rows: Finished trials of a study whose space has a `start_with`.
+    """
     firsts = [row for row in rows if row.stage is Stage.SEARCH and row.index == 0]
-    return [_candidate(min(firsts, key=lambda row: row.attempt))] if firsts else []
+    return _candidate(min(firsts, key=lambda row: row.attempt)) if firsts else None
 
 
 def find_candidates(
@@ -130,9 +134,9 @@ def find_candidates(
         left.remove(best)
         if not any(_is_neighbour(best[1], earlier) for earlier in picked):
             picked.append(best[1])
-    if space.start_with:
-        known = {candidate.config_id for candidate in picked}
-        picked += [c for c in _first_of_start_with(rows) if c.config_id not in known]
+    today = todays_candidate(rows) if space.start_with else None
+    if today is not None and today.config_id not in {c.config_id for c in picked}:
+        picked.append(today)
     return tuple(picked)
 
 

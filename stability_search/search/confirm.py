@@ -1,7 +1,7 @@
 """What confirm runs next, and what it proves: a pure function of the finished trials.
 
   candidates   the best of the search, and what the user trains with today
-  ladders      each at learning rates a doubling apart: `ladder`
+  ladders      each at learning rates a doubling apart: `ladder`; as many as it takes: `climb`
   first look   the bases that meet the bar, compared seed by seed: `choice`
   second look  once, with as many new seeds, if that could still name a winner
   verdict      the choice; or what came closest, and what it missed
@@ -15,20 +15,22 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from stability_search.records import ChoiceReason, Json, Stage, TrialRow, Verdict
-from stability_search.search import verdicts
-from stability_search.search.candidates import Candidate, Grid, Rung, find_candidates
-from stability_search.search.choice import ALPHA_ONE_LOOK, ALPHA_TWO_LOOKS, Choice
-from stability_search.search.ladder import (
-    Ladder,
-    Progress,
-    Results,
-    finished_trials,
-    most_trials,
+from stability_search.scoring import probe_levels
+from stability_search.search import caveats, verdicts
+from stability_search.search.candidates import (
+    Candidate,
+    Grid,
+    Rung,
+    find_candidates,
+    todays_candidate,
 )
+from stability_search.search.choice import ALPHA_ONE_LOOK, ALPHA_TWO_LOOKS, Choice
+from stability_search.search.climb import Climb, Ladders
+from stability_search.search.ladder import Results, finished_trials, most_trials
 from stability_search.search.look import Look, rows_of_look, take_look
 from stability_search.space import Space
 from stability_search.standing import score_trial
-from stability_search.yardstick import Yardstick, yardstick
+from stability_search.yardstick import Yardstick, readings, yardstick
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,36 +131,9 @@ class _Start:
     of_search: Yardstick
     of_confirm: Yardstick
     candidates: tuple[Candidate, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Ladders:
-    """How far every candidate's ladder has come, in the order of the candidates."""
-
-    candidates: tuple[Candidate, ...]
-    progress: tuple[Progress, ...]
+    grids: tuple[Grid, ...]
+    today: int | None
     places: Mapping[str, tuple[str, int]]
-
-    @property
-    def bases(self) -> tuple[Rung, ...]:
-        """Bases with all seeds, each once."""
-        return _once(progress.base for progress in self.progress)
-
-    @property
-    def confirmed(self) -> tuple[Rung, ...]:
-        """Bases, and what was a base before them, each once."""
-        return _once((*self.bases, *(progress.outgrown for progress in self.progress)))
-
-    @property
-    def confirmed_ids(self) -> tuple[str, ...]:
-        """`config_id` of each of these."""
-        return tuple(rung.config_id for rung in self.confirmed)
-
-    @property
-    def unfinished(self) -> tuple[str, ...]:
-        """Candidates without a base."""
-        pairs = zip(self.candidates, self.progress, strict=True)
-        return tuple(c.config_id for c, progress in pairs if progress.base is None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,7 +145,7 @@ class _SecondLook:
     wanted: tuple[tuple[Rung, int], ...]
 
     @classmethod
-    def after(cls, first: Look, ladders: _Ladders, results: Results, num_seeds: int) -> Self:
+    def after(cls, first: Look, ladders: Ladders, results: Results, num_seeds: int) -> Self:
         """Work out which of its trials have not ended."""
         rungs = tuple(rung for rung in ladders.bases if rung.config_id in first.met_ids)
         seeds = range(num_seeds, 2 * num_seeds)
@@ -199,11 +174,6 @@ class _SecondLook:
         }
 
 
-def _once(rungs: Iterable[Rung | None]) -> tuple[Rung, ...]:
-    unique = {rung.config_id: rung for rung in rungs if rung is not None}
-    return tuple(unique.values())
-
-
 class Confirmation:
     """Answers `next_need` again and again, remembering scores it has already worked out.
 
@@ -224,6 +194,19 @@ class Confirmation:
         self, rows: Sequence[TrialRow], *, can_afford: Callable[[int], bool]
     ) -> Need | Verdict:
         """See `stability_search.search.confirm.next_need`."""
+        answer = self._answer(rows, can_afford)
+        return answer if isinstance(answer, Need) else self._with_caveats(answer, rows)
+
+    def _with_caveats(self, verdict: Verdict, rows: Sequence[TrialRow]) -> Verdict:
+        more = (
+            caveats.left_out(self._space, rows, unfinished=verdict.unfinished),
+            caveats.loss_may_differ(self._space, rows),
+        )
+        return replace(verdict, warnings=caveats.joined((verdict.warnings, *more)))
+
+    def _answer(
+        self, rows: Sequence[TrialRow], can_afford: Callable[[int], bool]
+    ) -> Need | Verdict:
         start = self._start(rows)
         if self._space.has_space and not start.of_search.has_signal:
             return verdicts.no_signal(rows, start.of_search)
@@ -232,18 +215,25 @@ class Confirmation:
         if start.of_confirm.e0 is None:  # no trial of confirm can give one
             return verdicts.no_signal(rows, start.of_confirm)
         finished = finished_trials(rows)
-        results = Results(finished, lambda row: self._q(row, start.of_confirm))
-        need, ladders = self._climb(start.candidates, results, can_afford)
-        if need:
-            return Need(trials=need)
-        if ladders.progress[0].base is None:
+        results = Results(finished, lambda row: self._q(row, start.of_confirm), self._last_level)
+        wanted, ladders = Climb(
+            start.grids,
+            today=start.today,
+            confirm=self._confirm,
+            results=results,
+            delta=start.of_confirm.delta,
+            can_afford=can_afford,
+        ).climb()
+        if wanted:
+            return Need(trials=_trials(wanted, start))
+        if ladders.progress[0].base is None and not ladders.is_decided:
             return verdicts.incomplete(
                 rows,
                 start.of_confirm,
                 confirmed=ladders.confirmed_ids,
                 unfinished=ladders.unfinished,
             )
-        return self._judge(rows, ladders, results, can_afford)
+        return self._judge(rows, start, ladders, results, can_afford)
 
     # ------------------------------------------------------------------------ the start
 
@@ -251,15 +241,26 @@ class Confirmation:
         before = [row for row in rows if row.stage is not Stage.CONFIRM]
         key = frozenset((row.trial_id, row.attempt) for row in before)
         if key not in self._starts:
-            of_search = yardstick(before, self._study.trial_steps)
-            self._starts[key] = _Start(
-                of_search=of_search,
-                of_confirm=yardstick(before, self._confirm.steps),
-                candidates=find_candidates(
-                    before, self._space, lambda row: self._q(row, of_search)
-                ),
-            )
+            self._starts[key] = self._begin(before)
         return self._starts[key]
+
+    def _begin(self, before: Sequence[TrialRow]) -> _Start:
+        of_search = yardstick(before, self._study.trial_steps)
+        candidates = find_candidates(before, self._space, lambda row: self._q(row, of_search))
+        grids = tuple(Grid(candidate, self._space) for candidate in candidates)
+        today = todays_candidate(before) if self._space.start_with else None
+        ids = [candidate.config_id for candidate in candidates]
+        return _Start(
+            of_search=of_search,
+            of_confirm=yardstick(before, self._confirm.steps),
+            candidates=candidates,
+            grids=grids,
+            today=None if today is None else ids.index(today.config_id) or None,
+            places=_places(grids),
+        )
+
+    def _last_level(self, row: TrialRow) -> float:
+        return probe_levels(readings(row.summary, self._confirm.steps))[-1]
 
     def _q(self, row: TrialRow, measure: Yardstick) -> float | None:
         key = (row.trial_id, row.attempt, measure)
@@ -268,44 +269,13 @@ class Confirmation:
             self._scores[key] = None if run is None else run.q
         return self._scores[key]
 
-    # ---------------------------------------------------------------------- the ladders
-
-    def _climb(
-        self,
-        candidates: tuple[Candidate, ...],
-        results: Results,
-        can_afford: Callable[[int], bool],
-    ) -> tuple[tuple[ConfirmTrial, ...], _Ladders]:
-        """Ask every ladder what it needs, as far as the budget goes."""
-        grids = [Grid(candidate, self._space) for candidate in candidates]
-        places = _places(grids)
-        needed: dict[tuple[str, int], ConfirmTrial] = {}
-        progress = []
-        reserved = 0
-        is_affordable = True
-        for grid in grids:
-            ladder = Ladder(grid, self._confirm, results)
-            progress.append(ladder.progress())
-            asked = {
-                (wanted.rung.config_id, seed): _trial(wanted.rung, seed, places)
-                for wanted in progress[-1].wanted
-                for seed in wanted.seeds
-            }
-            new = {key: trial for key, trial in asked.items() if key not in needed}
-            is_affordable = is_affordable and (not new or can_afford(reserved + len(new)))
-            if is_affordable and asked:
-                needed |= new
-                reserved += max(ladder.most_trials_left(), len(new))
-        return tuple(needed.values()), _Ladders(
-            candidates=candidates, progress=tuple(progress), places=places
-        )
-
     # -------------------------------------------------------------------------- the looks
 
     def _judge(
         self,
         rows: Sequence[TrialRow],
-        ladders: _Ladders,
+        start: _Start,
+        ladders: Ladders,
         results: Results,
         can_afford: Callable[[int], bool],
     ) -> Need | Verdict:
@@ -329,14 +299,13 @@ class Confirmation:
         if is_settled or alpha == ALPHA_ONE_LOOK:
             return self._stable(rows, first, choice, ladders)
         if more.wanted and can_go_on:
-            trials = (_trial(rung, seed, ladders.places) for rung, seed in more.wanted)
-            return Need(trials=tuple(trials))
+            return Need(trials=_trials(more.wanted, start))
         return self._look_again(rows, ladders, results, first, more)
 
     def _look_again(
         self,
         rows: Sequence[TrialRow],
-        ladders: _Ladders,
+        ladders: Ladders,
         results: Results,
         first: Look,
         more: _SecondLook,
@@ -357,11 +326,11 @@ class Confirmation:
             return self._cut_short(rows, first, last, ladders)
         return self._stable(rows, last, last.choose(ALPHA_TWO_LOOKS), ladders)
 
-    def _first_seeds(self, ladders: _Ladders) -> dict[str, Sequence[int]]:
+    def _first_seeds(self, ladders: Ladders) -> dict[str, Sequence[int]]:
         return dict.fromkeys(ladders.confirmed_ids, range(self._confirm.seeds))
 
     def _end_of_look(
-        self, rows: Sequence[TrialRow], look: Look, ladders: _Ladders
+        self, rows: Sequence[TrialRow], look: Look, ladders: Ladders
     ) -> Verdict | None:
         """Return the verdict of a look that leaves nothing to choose from."""
         unfinished = ladders.unfinished
@@ -377,12 +346,12 @@ class Confirmation:
         return None
 
     def _stable(
-        self, rows: Sequence[TrialRow], look: Look, choice: Choice, ladders: _Ladders
+        self, rows: Sequence[TrialRow], look: Look, choice: Choice, ladders: Ladders
     ) -> Verdict:
-        return verdicts.stable(rows, look, choice, unfinished=ladders.unfinished)
+        return verdicts.stable(rows, look, choice, ladders=ladders)
 
     def _cut_short(
-        self, rows: Sequence[TrialRow], first: Look, last: Look, ladders: _Ladders
+        self, rows: Sequence[TrialRow], first: Look, last: Look, ladders: Ladders
     ) -> Verdict:
         """Keep what the first look showed, without those that new seeds have ruled out."""
         still = tuple(one for one in first.met if one.config_id in last.met_ids)
@@ -391,9 +360,13 @@ class Confirmation:
             rows,
             look,
             look.choose(ALPHA_TWO_LOOKS),
-            unfinished=ladders.unfinished,
+            ladders=ladders,
             more=(verdicts.CUT_SHORT,),
         )
+
+
+def _trials(wanted: Iterable[tuple[Rung, int]], start: _Start) -> tuple[ConfirmTrial, ...]:
+    return tuple(_trial(rung, seed, start.places) for rung, seed in wanted)
 
 
 def _trial(rung: Rung, seed_index: int, places: Mapping[str, tuple[str, int]]) -> ConfirmTrial:

@@ -1,9 +1,11 @@
 """How far one candidate's ladder has come: what it needs next, and its base.
 
   up      2 seeds at LR, 2*LR, 4*LR, ... up to K doublings, until one is dead
-  down    2 seeds at LR/2, LR/4, ... until a rung meets the bar and S no longer rises
+  down    2 seeds at LR/2, LR/4, ... until a rung meets the bar and S no longer rises, or could
+          not: the rungs above bound S of the next one down
   base    of the rungs in range, the highest S that meets the bar (if none, the highest S)
-  seeds   the base gets all; if it then misses the bar, the next rung down does; once
+  seeds   the base gets all; if it then misses the bar, the next rung down does, unless it is
+          known to miss it, too; once
 
 Every function here is one of the finished trials alone, and a trial that is asked for once is
 asked for in whatever order the others finish: so neither resuming nor parallel running changes
@@ -11,7 +13,7 @@ what is run.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from stability_search.records import Outcome, Stage, TrialRow
@@ -20,6 +22,9 @@ from stability_search.search.candidates import Grid, Rung
 from stability_search.search.request import MAX_ATTEMPTS
 from stability_search.settings import ConfirmSettings
 from stability_search.standing import LADDER_SEEDS
+
+UNBEATABLE = 0.98  # judgement: of the ceiling of S, from which more would make no difference
+LEAST_RISE = 0.01  # judgement: a rung that cannot raise S by this share is not worth its trials
 
 TrialKey = tuple[str, int]  # config_id, seed_index
 
@@ -56,15 +61,18 @@ class Results:
     Args:
         finished: What `finished_trials` returned.
         score: q of a trial; None if its end says nothing about the configuration.
+        last_level: E_T of a trial; infinite where the probe was not finite or not read.
     """
 
     def __init__(
         self,
         finished: Mapping[TrialKey, TrialRow],
         score: Callable[[TrialRow], float | None],
+        last_level: Callable[[TrialRow], float],
     ) -> None:
         self._finished = finished
         self._score = score
+        self._last_level = last_level
 
     def unfinished(self, config_id: str, seeds: Sequence[int]) -> tuple[int, ...]:
         """Return those of the seeds that have not ended for good."""
@@ -88,6 +96,10 @@ class Results:
         rows = (self._finished.get((config_id, seed)) for seed in seeds)
         scores = (self._score(row) for row in rows if row is not None)
         return tuple(q for q in scores if q is not None)
+
+    def mean_last_level(self, config_id: str, seeds: Sequence[int]) -> float:
+        """Return the mean E_T of the seeds, all of which have ended."""
+        return fmean(self._last_level(self._finished[config_id, seed]) for seed in seeds)
 
     def all_alive(self, config_id: str, seeds: Sequence[int]) -> bool:
         """Say whether every one of the seeds completed with q >= 1/2; a missing one did not."""
@@ -116,11 +128,14 @@ class Progress:
         wanted: What it needs now; empty once it has ended.
         base: Its base with all seeds; None until then.
         outgrown: An earlier base that missed the bar with all seeds; None if there was none.
+        is_hopeless: True if no rung meets the bar with the ladder's seeds, so that what is
+            wanted shows no more than by how much it is missed.
     """
 
     wanted: tuple[Wanted, ...] = ()
     base: Rung | None = None
     outgrown: Rung | None = None
+    is_hopeless: bool = False
 
 
 class Ladder:
@@ -144,11 +159,17 @@ class Ladder:
         """Say what the ladder needs now, or that it has its base."""
         if self._grid.has_one_base:
             return self._progress_of_one_base()
-        up = self._climb_up()
-        down = self._climb_down(is_up_done=not up)
-        if up or down:
-            return Progress(wanted=(*up, *down))
-        return self._fill(self._choose_base())
+        wanted = self._climb_up() or self._climb_down()
+        if wanted:
+            return Progress(wanted=wanted)
+        progress = self._fill(self._choose_base())
+        return replace(progress, is_hopeless=not self.sound_rungs())
+
+    def glance(self) -> Progress:
+        """Say what the ladder needs until it is known whether its candidate lives at all."""
+        pair = self._want(0, self._pair)
+        is_alive = self._results.all_alive(self._grid.rung(0).config_id, self._pair)
+        return self.progress() if is_alive else Progress(wanted=pair)
 
     def _progress_of_one_base(self) -> Progress:
         """Run all seeds beside the way up, since nothing else can become the base."""
@@ -176,15 +197,17 @@ class Ladder:
                 break
         return ()
 
-    def _climb_down(self, *, is_up_done: bool) -> tuple[Wanted, ...]:
-        """Walk down likewise; the first rung below is needed whatever the others show."""
+    def _climb_down(self) -> tuple[Wanted, ...]:
+        """Walk down likewise, once the way up has ended, as far as S could still rise."""
         for octave in range(-1, self._grid.lowest - 1, -1):
+            if self._is_settled_above(octave):
+                break
             wanted = self._want(octave, self._pair)
             if wanted:
                 return wanted
             self._climbed.add(octave)
-            if not is_up_done or self._is_settled(octave):
-                break  # while rungs above are missing, S of this one is not known
+            if self._is_settled(octave):
+                break
         return ()
 
     def _is_dead(self, octave: int) -> bool:
@@ -196,6 +219,12 @@ class Ladder:
         rises = self._score(octave).score > self._score(octave + 1).score
         return not rises and any(self._meets_bar(rung, self._pair) for rung in self._options())
 
+    def _is_settled_above(self, octave: int) -> bool:
+        """Say whether the bar is met above a rung that could not raise S, whatever it showed."""
+        best = self._score_with([1.0] * len(self._pair), octave).score
+        is_worth_it = best > (1 + LEAST_RISE) * self._score(octave + 1).score
+        return not is_worth_it and self._meets_bar(self._grid.rung(octave + 1), self._pair)
+
     def _options(self) -> list[Rung]:
         """Return the climbed rungs that may become the base."""
         rungs = (self._grid.rung(octave) for octave in sorted(self._climbed))
@@ -203,6 +232,10 @@ class Ladder:
 
     def _score(self, octave: int, seeds: Sequence[int] | None = None) -> StabilityScore:
         """Score a rung by its seeds (the ladder's two by default) and the two of those above."""
+        own = self._results.qs(self._grid.rung(octave).config_id, seeds or self._pair)
+        return self._score_with(own, octave)
+
+    def _score_with(self, own: Sequence[float], octave: int) -> StabilityScore:
         above = range(octave + 1, octave + self._grid.octaves + 1)
         rungs = [
             self._results.qs(self._grid.rung(o).config_id, self._pair) or None
@@ -210,7 +243,6 @@ class Ladder:
             else None
             for o in above
         ]
-        own = self._results.qs(self._grid.rung(octave).config_id, seeds or self._pair)
         return stability_score(own, rungs, self._grid.octaves)
 
     def _meets_bar(self, rung: Rung, seeds: Sequence[int]) -> bool:
@@ -237,12 +269,34 @@ class Ladder:
         if wanted:
             return Progress(wanted=wanted)
         below = self._grid.rung(base.octave - 1)
-        if self._meets_bar(base, self._all) or not below.is_in_range:
+        is_hopeless = below.octave in self._climbed and not self._meets_bar(below, self._pair)
+        if self._meets_bar(base, self._all) or not below.is_in_range or is_hopeless:
             return Progress(base=base)
         wanted = self._want(below.octave, self._all)
         if wanted:
             return Progress(wanted=wanted, outgrown=base)
         return Progress(base=below, outgrown=base)
+
+    def is_unbeatable(self, base: Rung) -> bool:
+        """Say whether a base with all seeds scores what any configuration could, but for 2 %."""
+        score = self._score(base.octave, self._all)
+        return self._meets_bar(base, self._all) and score.score >= UNBEATABLE * score.ceiling
+
+    def meets_bar(self, base: Rung) -> bool:
+        """Say whether a base meets the bar with all seeds."""
+        return self._meets_bar(base, self._all)
+
+    def sound_rungs(self) -> tuple[Rung, ...]:
+        """Return the climbed rungs in range that meet the bar with the ladder's seeds."""
+        return tuple(rung for rung in self._options() if self._meets_bar(rung, self._pair))
+
+    def last_level(self, rung: Rung) -> float:
+        """Return the mean E_T of a climbed rung over the ladder's seeds."""
+        return self._results.mean_last_level(rung.config_id, self._pair)
+
+    def wanted_for(self, rung: Rung) -> tuple[Wanted, ...]:
+        """Return what a rung needs to have all seeds."""
+        return self._want(rung.octave, self._all)
 
     def most_trials_left(self) -> int:
         """Bound from above how many more trials the ladder needs to end, >= 0."""

@@ -12,6 +12,7 @@ from stability_search.records import (
 )
 from stability_search.search import caveats
 from stability_search.search.choice import Choice, by_closeness, by_score
+from stability_search.search.climb import Ladders
 from stability_search.search.look import Look
 from stability_search.space import Space
 from stability_search.standing import ConfigurationStanding
@@ -60,7 +61,7 @@ def stable(
     look: Look,
     choice: Choice,
     *,
-    unfinished: tuple[str, ...],
+    ladders: Ladders,
     more: tuple[str, ...] = (),
 ) -> Verdict:
     """End with a choice.
@@ -69,10 +70,10 @@ def stable(
         rows: Every finished trial.
         look: The last look.
         choice: What it showed.
-        unfinished: Candidates whose confirmation did not end.
+        ladders: What was climbed for it, and which candidates were left out.
         more: Warnings of the caller's.
     """
-    fastest = _fastest(look.met)
+    fastest = _fastest([standing for standing in look.confirmed if standing.meets_bar])
     is_alone = choice.reason is ChoiceReason.TIED and len(choice.tied) == 1
     return Verdict(
         kind=VerdictKind.STABLE,
@@ -82,7 +83,8 @@ def stable(
         fastest=fastest.config_id,
         tied=_ids(choice.tied),
         confirmed=_best_first(look),
-        unfinished=unfinished,
+        unfinished=ladders.unfinished,
+        spared=ladders.spared,
         warnings=_warnings(
             rows,
             look.measure,

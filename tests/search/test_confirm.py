@@ -182,11 +182,74 @@ def test_the_fastest_has_the_lowest_last_probe_of_those_that_meet_the_bar() -> N
             return 1.1 if values["learning_rate"] <= RATE else Outcome.DIVERGED
         if values["clip_norm"] == 3.0:
             return 1.2 if is_base else 0.0  # learns more still, but misses the bar
-        return 1.0
+        return 0.97 if is_base else 0.95
 
     verdict, _ = finish(space, searched(space, *found), truth)
     assert verdict.choice == name(space, 1.0)
     assert verdict.fastest == name(space, 2.0)
+
+
+def test_a_rung_that_ends_clearly_lower_than_every_base_gets_all_seeds_and_does_not_compete() -> (
+    None
+):
+    space = make_space(top=1)
+    found = searched(space, (0.9, config(RATE)))
+
+    def truth(values: Mapping[str, Any], seed: int, _attempt: int) -> float | Outcome:
+        rate = values["learning_rate"]
+        if rate > 4 * RATE:
+            return Outcome.DIVERGED
+        if rate == 2 * RATE:  # learns most, and has a margin of one doubling
+            return 0.1 if seed == bad_seed else 1.08
+        return {0.5: 0.96, 0.25: 0.8}.get(rate / RATE, 0.95)
+
+    bad_seed = 9
+    verdict, rows = finish(space, found, truth)
+    counts = {rate / RATE: count for (rate, _), count in executed(rows).items()}
+    assert counts == {0.25: 2, 0.5: 5, 1.0: 2, 2.0: 5, 4.0: 2, 8.0: 2}
+    assert (verdict.choice, verdict.choice_reason) == (name(space, 1.0), ChoiceReason.ONLY)
+    assert verdict.fastest == name(space, 1.0, 2 * RATE)
+    assert verdict.confirmed == (name(space, 1.0), name(space, 1.0, 2 * RATE))
+    bad_seed = 4
+    verdict, _ = finish(space, found, truth)
+    assert verdict.fastest == verdict.choice == name(space, 1.0)
+
+
+# ------------------------------------------------------------------- which ladders are climbed
+
+
+def test_candidates_that_could_not_beat_the_first_are_spared_and_named() -> None:
+    space = fixed_rungs(top=3)
+    found = [(0.9 - k / 10, config(RATE, clip)) for k, clip in enumerate((1.0, 2.0, 3.0))]
+    rows = searched(space, *found)
+    verdict, after = finish(space, rows, lambda *_: 1.0)
+    assert (verdict.choice, verdict.choice_reason) == (name(space, 1.0, RATE), ChoiceReason.ONLY)
+    assert verdict.spared == (name(space, 2.0, RATE), name(space, 3.0, RATE))
+    assert verdict.unfinished == ()
+    assert {clip for _, clip in executed(after)} == {1.0}
+    assert len(after) - len(rows) == 2 * 4 + 3
+    verdict, after = finish(space, rows, lambda *_: 0.97)  # 5 % below the ceiling, rungs included
+    assert verdict.spared == ()
+    assert {clip for _, clip in executed(after)} == {1.0, 2.0, 3.0}
+
+
+def test_todays_configuration_is_always_tried_and_climbed_first_only_if_it_lives() -> None:
+    space = make_space(low=RATE / 2, top=1, start_with=(config(RATE, 2.0),))
+    rows = searched(space, (0.5, config(RATE, 2.0)), (0.9, config(RATE, 1.0)))
+    verdict, after = finish(space, rows, by_clip(lambda clip, _: 1.02 if clip == 1.0 else 0.3))
+    assert executed(after)[RATE, 2.0] == 2
+    assert {rate for rate, clip in executed(after) if clip == 2.0} == {RATE}
+    assert verdict.spared == (name(space, 2.0, RATE),)
+    verdict, after = finish(space, rows, by_clip(lambda clip, _: 1.02 if clip == 1.0 else 0.9))
+    assert max(count for (_, clip), count in executed(after).items() if clip == 2.0) >= 5
+    assert verdict.spared == ()
+    # Where the first can be beaten, what lies below today's rate may be what beats it.
+    verdict, after = finish(space, rows, by_clip(lambda clip, _: 0.8 if clip == 1.0 else 0.3))
+    assert executed(after)[RATE / 2, 2.0] == 2
+    assert verdict.spared == (name(space, 2.0, RATE),)  # it misses the bar whatever more shows
+    verdict, after = finish(space, rows, lambda *_: 0.3)
+    assert verdict.spared == ()  # nothing meets the bar: what came closest is worth knowing
+    assert len(verdict.confirmed) == 2
 
 
 # ------------------------------------------------------------------------- studies that end
@@ -278,7 +341,13 @@ def test_candidates_are_finished_in_order_and_the_others_are_named() -> None:
     )
     assert (verdict.kind, verdict.choice_reason) == (VerdictKind.STABLE, ChoiceReason.ONLY)
     assert verdict.choice == name(space, 1.0)
-    assert verdict.unfinished == (name(space, 2.0, RATE),)
+    left = name(space, 2.0, RATE)
+    assert verdict.unfinished == (left,)
+    assert f"The budget ended before 1 candidate could be confirmed: {left}." in verdict.warnings
+    assert (
+        "The budget ended the search after 2 of 48 trials: half of it is kept for confirm."
+        in verdict.warnings
+    )
     assert len(rows) - len(two(space)) <= 20
 
 
@@ -336,7 +405,7 @@ def test_a_study_with_nothing_to_warn_of_says_nothing() -> None:
 
 def test_a_tied_set_of_one_says_why_it_did_not_win() -> None:
     space = fixed_rungs(top=2, seeds=3)
-    truth = by_clip(lambda clip, _: 1.0 if clip == 1.0 else 0.6)
+    truth = by_clip(lambda clip, _: 0.97 if clip == 1.0 else 0.6)
     verdict, _ = finish(
         space, two(space), truth, can_afford=lambda spent, more: spent + more <= 25
     )

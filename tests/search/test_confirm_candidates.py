@@ -2,10 +2,11 @@
 # ruff: noqa: S311 - dice for tests, not for secrets
 
 import random
+from dataclasses import replace
 
 import pytest
 
-from stability_search.records import Outcome, TrialRow
+from stability_search.records import ControlEnd, Outcome, TrialRow
 from stability_search.search.candidates import Grid, find_candidates, learning_rate_of
 from stability_search.space import Space
 from tests.search.confirm_world import config, make_space, searched
@@ -56,7 +57,11 @@ def test_no_more_than_top_are_taken_and_only_completed_trials_with_q() -> None:
 
 def test_a_trial_of_the_control_is_no_candidate() -> None:
     space = make_space()
-    assert rates(space, searched(space, (0.9, config(0.3)), is_control=True)) == []
+    *before, last = searched(space, (0.9, config(0.3)))
+    assert rates(space, [*before, last]) == [(0.3, 1.0)]
+    control = ControlEnd(outcome=Outcome.COMPLETED, num_steps=last.summary.num_steps)
+    let_run_on = replace(last, summary=replace(last.summary, control=control))
+    assert rates(space, [*before, let_run_on]) == []
 
 
 def test_todays_configuration_is_added_whatever_its_q_and_never_twice() -> None:

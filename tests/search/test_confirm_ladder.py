@@ -82,9 +82,27 @@ def test_a_candidate_at_the_edge_moves_down_until_the_margin_is_met() -> None:
     assert (score.margin_octaves, score.margin_is_capped) == (3, False)  # it breaks at octave 1
 
 
-def test_where_two_rungs_score_alike_the_lower_rate_becomes_the_base() -> None:
+def better_below(octave: int, _seed: int) -> float:
+    """Be a little better below the candidate, and no better further down."""
+    return 1.0 if octave < 0 else 0.95
+
+
+def test_a_rung_below_that_could_not_raise_s_is_not_run() -> None:
     space = make_space(top=1)
     verdict, counts, _ = climb(space, lambda _octave, _seed: 1.0)
+    assert counts == {0: 5, 1: 2, 2: 2, 3: 2}
+    assert octave_of(space, verdict.choice) == 0
+    verdict, counts, _ = climb(space, better_below)
+    assert counts == {-1: 5, 0: 2, 1: 2, 2: 2, 3: 2}  # at -2 S could rise by .9 %
+    assert octave_of(space, verdict.choice) == -1
+    verdict, counts, _ = climb(space, lambda octave, _: 1.0 if octave < 0 else 0.9)
+    assert counts == {-4: 5, -3: 2, -2: 2, -1: 2, 0: 2, 1: 2, 2: 2, 3: 2}  # by 1.8 %, and does
+
+
+def test_where_two_rungs_score_alike_the_lower_rate_becomes_the_base() -> None:
+    """Below the candidate S could rise, but does not."""
+    space = make_space(top=1)
+    verdict, counts, _ = climb(space, lambda _octave, _seed: 0.95)
     assert counts == {-1: 5, 0: 2, 1: 2, 2: 2, 3: 2}
     assert octave_of(space, verdict.choice) == -1
 
@@ -120,7 +138,7 @@ def test_nothing_is_run_above_a_dead_candidate() -> None:
 
 def test_with_one_seed_every_rung_has_one() -> None:
     space = make_space(top=1, seeds=1)
-    _, counts, _ = climb(space, lambda _octave, _seed: 1.0)
+    _, counts, _ = climb(space, better_below)
     assert counts == {-1: 1, 0: 1, 1: 1, 2: 1, 3: 1}
 
 
@@ -141,7 +159,7 @@ def test_a_base_that_misses_the_bar_with_all_seeds_moves_one_rung_down_once() ->
     space = make_space(top=1)
 
     def truth(octave: int, seed: int) -> float:
-        return 0.2 if octave == -1 and seed == 3 else 1.0
+        return 0.2 if octave == -1 and seed == 3 else better_below(octave, seed)
 
     verdict, counts, rows = climb(space, truth)
     assert counts == {-2: 5, -1: 5, 0: 2, 1: 2, 2: 2, 3: 2}
@@ -158,7 +176,8 @@ def test_a_base_that_misses_the_bar_with_all_seeds_moves_one_rung_down_once() ->
 def test_there_is_no_rung_to_fall_back_to_at_the_lower_end_of_the_range() -> None:
     space = make_space(top=1, low=RATE / 2)
     verdict, counts, _ = climb(
-        space, lambda octave, seed: 0.0 if (octave, seed) == (-1, 4) else 1.0
+        space,
+        lambda octave, seed: 0.0 if (octave, seed) == (-1, 4) else better_below(octave, seed),
     )
     assert counts == {-1: 5, 0: 2, 1: 2, 2: 2, 3: 2}
     assert (verdict.kind, verdict.exit_code) == (VerdictKind.NONE, 3)
@@ -222,17 +241,20 @@ def test_where_two_ladders_meet_a_rung_is_run_once_for_both() -> None:
 
 
 def test_a_rungs_seeds_and_several_ladders_are_asked_for_together() -> None:
-    space = make_space(top=2)
-    rows = searched(space, (0.9, config(RATE)), (0.7, config(RATE, None)))
+    space = make_space(top=3, start_with=(config(RATE, 3.0),))
+    found = [(0.9, config(RATE)), (0.7, config(RATE, None)), (0.6, config(RATE, 2.0))]
+    rows = searched(space, (0.1, config(RATE, 3.0)), *found)
 
-    def asked(trials: tuple[ConfirmTrial, ...]) -> list[tuple[float | None, int, int]]:
+    def asked(rows: list[TrialRow]) -> list[tuple[float | None, int, int]]:
+        need = next_need(rows, space, can_afford=lambda _: True)
+        assert isinstance(need, Need)
+        trials: tuple[ConfirmTrial, ...] = need.trials
         return [(t.settings["clip_norm"], t.octave, t.seed_index) for t in trials]  # type: ignore[misc]
 
-    need = next_need(rows, space, can_afford=lambda _: True)
-    assert isinstance(need, Need)
-    assert asked(need.trials) == [
-        (clip, octave, seed) for clip in (1.0, None) for octave in (0, -1) for seed in (0, 1)
-    ]
+    assert asked(rows) == [(clip, 0, seed) for clip in (1.0, 3.0) for seed in (0, 1)]
+    _, after = finish(space, rows, lambda *_: 0.9)
+    first = [r for r in after if r.candidate_id is None or r.settings["clip_norm"] in (1.0, 3.0)]
+    assert asked(first) == [(clip, 0, seed) for clip in (None, 2.0) for seed in (0, 1)]
 
 
 def test_a_seed_without_a_result_misses_the_bar_and_is_tried_three_times() -> None:
@@ -240,7 +262,7 @@ def test_a_seed_without_a_result_misses_the_bar_and_is_tried_three_times() -> No
 
     def truth(settings: Mapping[str, Any], seed: int, attempt: int) -> float | Outcome:
         if settings["learning_rate"] != RATE / 2 or seed != 4:
-            return 1.0
+            return 1.0 if settings["learning_rate"] < RATE else 0.95
         return Outcome.INFRASTRUCTURE if attempt < lost else 0.9
 
     lost = 3
@@ -256,7 +278,10 @@ def test_a_seed_without_a_result_misses_the_bar_and_is_tried_three_times() -> No
 def test_a_user_error_is_not_tried_again() -> None:
     space = make_space(top=1)
     verdict, counts, rows = climb(
-        space, lambda octave, seed: Outcome.USER_ERROR if (octave, seed) == (-1, 2) else 1.0
+        space,
+        lambda octave, seed: (
+            Outcome.USER_ERROR if (octave, seed) == (-1, 2) else better_below(octave, seed)
+        ),
     )
     assert all(row.attempt == 1 for row in rows)
     assert octave_of(space, verdict.choice) == -2

@@ -1,0 +1,189 @@
+"""Which ladders are climbed, and how far: no further than it can change the verdict.
+
+  first     the best candidate's ladder; of today's configuration the ladder too if it lives on
+            the ladder's seeds, else those seeds alone
+  others    together, unless a base of the first scores what any configuration could
+  hopeless  a ladder no rung of which meets the bar on the ladder's seeds: its base gets the other
+            seeds only if nothing else meets the bar, to say what came closest
+  fastest   the rung with the lowest last probe level of those that meet the bar gets all seeds,
+            if no base ends as low
+
+What is asked for depends on the finished trials alone, never on how many run at once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from stability_search.search.candidates import Candidate, Grid, Rung
+from stability_search.search.ladder import Ladder, Progress, Results, Wanted
+from stability_search.settings import ConfirmSettings
+
+CLEARLY_LOWER = 0.02  # judgement: share of Delta by which a last probe level must be lower
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ladders:
+    """How far every candidate's ladder has come, in the order of the candidates.
+
+    Attributes:
+        candidates: Best first.
+        progress: One for each.
+        is_decided: True once no candidate without a base can change the verdict.
+        fastest: A rung beside the bases that ends clearly lower than any of them, with all
+            seeds; None if there is none, or not yet.
+    """
+
+    candidates: tuple[Candidate, ...]
+    progress: tuple[Progress, ...]
+    is_decided: bool = False
+    fastest: Rung | None = None
+
+    @property
+    def bases(self) -> tuple[Rung, ...]:
+        """Bases with all seeds, each once."""
+        return _once(progress.base for progress in self.progress)
+
+    @property
+    def confirmed(self) -> tuple[Rung, ...]:
+        """Bases, what was a base before them, and the fastest, each once."""
+        outgrown = (progress.outgrown for progress in self.progress)
+        return _once((*self.bases, *outgrown, self.fastest))
+
+    @property
+    def confirmed_ids(self) -> tuple[str, ...]:
+        """`config_id` of each of these."""
+        return tuple(rung.config_id for rung in self.confirmed)
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """Candidates without a base that the budget left out."""
+        return () if self.is_decided else self._without_base
+
+    @property
+    def spared(self) -> tuple[str, ...]:
+        """Candidates without a base that could not have changed the verdict."""
+        return self._without_base if self.is_decided else ()
+
+    @property
+    def _without_base(self) -> tuple[str, ...]:
+        pairs = zip(self.candidates, self.progress, strict=True)
+        return tuple(c.config_id for c, progress in pairs if progress.base is None)
+
+
+def _once(rungs: Iterable[Rung | None]) -> tuple[Rung, ...]:
+    unique = {rung.config_id: rung for rung in rungs if rung is not None}
+    return tuple(unique.values())
+
+
+class Climb:
+    """The ladders of all candidates, climbed as far as the finished trials allow.
+
+    Args:
+        grids: The learning rates around each candidate, best first.
+        today: Position of the configuration that the user trains with today; None if it is not
+            known or the first anyway.
+        confirm: Seeds, octaves and the margin asked for.
+        results: Finished trials.
+        delta: Delta of the confirm horizon; None without progress to measure.
+        can_afford: Says whether the budget allows so many more trials.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a confirmation is made of
+        self,
+        grids: Sequence[Grid],
+        *,
+        today: int | None,
+        confirm: ConfirmSettings,
+        results: Results,
+        delta: float | None,
+        can_afford: Callable[[int], bool],
+    ) -> None:
+        self._ladders = [Ladder(grid, confirm, results) for grid in grids]
+        self._candidates = tuple(grid.candidate for grid in grids)
+        self._today = today
+        self._delta = delta
+        self._can_afford = can_afford
+        self._progress = [Progress() for _ in grids]
+        self._asked: dict[tuple[str, int], Rung] = {}
+        self._reserved = 0
+        self._is_affordable = True
+
+    def climb(self) -> tuple[list[tuple[Rung, int]], Ladders]:
+        """Return the rungs and seeds that are needed now, and how far the ladders have come."""
+        first = [0] if self._today is None else [0, self._today]
+        for position in first:
+            ladder = self._ladders[position]
+            self._ask(position, ladder.progress() if position == 0 else ladder.glance())
+        has_ended = self._have_ended(first)
+        is_decided = has_ended and any(map(self._is_unbeatable, first))
+        if has_ended and not is_decided:
+            everyone = range(len(self._ladders))
+            for position in everyone:
+                if self._progress[position].base is None:
+                    self._ask(position, self._ladders[position].progress())
+            has_ended = self._have_ended(everyone)
+            is_decided = has_ended and any(map(self._meets_bar, everyone))
+            if has_ended and not is_decided:
+                for position in everyone:
+                    self._ask(position, self._progress[position], even_hopeless=True)
+        if not (self._asked or is_decided):  # the budget allows no other: finish the first
+            self._is_affordable = True
+            self._ask(0, self._progress[0], even_hopeless=self._progress[0].is_hopeless)
+        fastest = self._fastest() if has_ended and not self._asked else None
+        needed = [(rung, seed) for (_, seed), rung in self._asked.items()]
+        return needed, Ladders(
+            candidates=self._candidates,
+            progress=tuple(self._progress),
+            is_decided=is_decided,
+            fastest=None if needed else fastest,
+        )
+
+    def _have_ended(self, positions: Iterable[int]) -> bool:
+        """Say whether these ladders need nothing more, hopeless ones aside."""
+        return all(
+            progress.is_hopeless or not progress.wanted
+            for progress in (self._progress[position] for position in positions)
+        )
+
+    def _ask(self, position: int, progress: Progress, *, even_hopeless: bool = False) -> None:
+        """Ask for what a ladder needs, if it can be afforded beside those before it."""
+        self._progress[position] = progress
+        if progress.is_hopeless and not even_hopeless:
+            return
+        wanted = dict(_keyed(progress.wanted))
+        new = {key: rung for key, rung in wanted.items() if key not in self._asked}
+        can_go_on = not new or self._can_afford(self._reserved + len(new))
+        self._is_affordable = self._is_affordable and can_go_on
+        if self._is_affordable and wanted:
+            self._asked |= new
+            self._reserved += max(self._ladders[position].most_trials_left(), len(new))
+
+    def _is_unbeatable(self, position: int) -> bool:
+        base = self._progress[position].base
+        return base is not None and self._ladders[position].is_unbeatable(base)
+
+    def _meets_bar(self, position: int) -> bool:
+        base = self._progress[position].base
+        return base is not None and self._ladders[position].meets_bar(base)
+
+    def _fastest(self) -> Rung | None:
+        """Ask for all seeds of the rung that ends clearly lower than every base, if there is."""
+        pairs = zip(self._ladders, self._progress, strict=True)
+        ended = [(ladder, one.base) for ladder, one in pairs if one.base is not None]
+        levels = [ladder.last_level(base) for ladder, base in ended if ladder.meets_bar(base)]
+        rungs = [(ladder, rung) for ladder, _ in ended for rung in ladder.sound_rungs()]
+        if not (levels and rungs) or self._delta is None:
+            return None
+        ladder, rung = min(rungs, key=lambda one: (one[0].last_level(one[1]), one[1].config_id))
+        if ladder.last_level(rung) > min(levels) - CLEARLY_LOWER * self._delta:
+            return None
+        wanted = dict(_keyed(ladder.wanted_for(rung)))
+        if wanted and self._can_afford(len(wanted)):
+            self._asked |= wanted
+        return None if wanted else rung
+
+
+def _keyed(wanted: Iterable[Wanted]) -> Iterator[tuple[tuple[str, int], Rung]]:
+    for one in wanted:
+        for seed in one.seeds:
+            yield (one.rung.config_id, seed), one.rung
