@@ -206,23 +206,114 @@ def yardstick(rows: Iterable[TrialRow], horizon: int) -> Yardstick:
     """
     pilot, others = [], []
     for row in rows:
-        if row.stage is Stage.PILOT and row.summary.num_planned_steps >= horizon:
+        if _is_pilot_of(row, horizon):
             pilot.append(row)
-        elif row.stage is not Stage.PILOT and row.summary.num_planned_steps == horizon:
+        elif _is_later_of(row, horizon):
             others.append(row)
+    start = _fit_pilot(pilot, horizon)
+    contenders = sorted(_reached(others, horizon), key=lambda run: run.key)
+    # From the lowest: the first that qualifies is E*.
+    best = next((run for run in contenders if start.is_beaten_by(run)), start.best)
+    return _yardstick(start, best)
+
+
+class GrowingYardstick:
+    """The same constants while trials come in, at a cost that does not grow with their number.
+
+    After any rows in any order `now` equals `yardstick` of them: a trial is sound, or not, by
+    the pilot alone, so that a new one need only be compared with the best so far. A pilot trial
+    fits all again.
+
+    Args:
+        horizon: Steps T.
+    """
+
+    def __init__(self, horizon: int) -> None:
+        self._horizon = horizon
+        self._pilot: list[TrialRow] = []
+        self._reached: list[_Reached] = []
+        self._start = _fit_pilot((), horizon)
+        self._best: _Reached | None = None
+        self._now = _yardstick(self._start, None)
+
+    @property
+    def now(self) -> Yardstick:
+        """The yardstick of all rows so far."""
+        return self._now
+
+    def add(self, row: TrialRow) -> None:
+        """Take in one more row of any stage; those of other horizons change nothing."""
+        if _is_pilot_of(row, self._horizon):
+            self._pilot.append(row)
+            self._start = _fit_pilot(self._pilot, self._horizon)
+            self._best = self._start.best
+            for run in self._reached:
+                self._compare(run)
+        elif _is_later_of(row, self._horizon) and (runs := _reached([row], self._horizon)):
+            self._reached += runs
+            if not self._compare(runs[0]):
+                return
+        else:
+            return
+        self._now = _yardstick(self._start, self._best)
+
+    def _compare(self, run: _Reached) -> bool:
+        is_lower = self._best is None or run.key < self._best.key
+        is_best = is_lower and self._start.is_beaten_by(run)
+        if is_best:
+            self._best = run
+        return is_best
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Start:
+    """What the pilot alone decides: E_0, and what a later trial must do to set E*."""
+
+    horizon: int
+    origin: _Origin
+    best: _Reached | None
+    delta: float | None
+    limit: float
+
+    def is_beaten_by(self, run: _Reached) -> bool:
+        """Say whether a finite run lies low enough and was calm enough to set E*."""
+        return run.level < self.limit and _is_sound(
+            run.row.summary, self.horizon, self.origin.e0, self.delta
+        )
+
+
+def _is_pilot_of(row: TrialRow, horizon: int) -> bool:
+    return row.stage is Stage.PILOT and row.summary.num_planned_steps >= horizon
+
+
+def _is_later_of(row: TrialRow, horizon: int) -> bool:
+    return row.stage is not Stage.PILOT and row.summary.num_planned_steps == horizon
+
+
+def _fit_pilot(pilot: Sequence[TrialRow], horizon: int) -> _Start:
+    """Fit E_0, E_p and Delta_p.
+
+    The pilot's own other runs never lie below its best, so only later trials can.
+    """
     origin = _origin(pilot)
-    best_pilot = min(_reached(pilot, horizon), key=lambda run: run.key, default=None)
-    best = _best(best_pilot, _reached(others, horizon), origin.e0, horizon)
+    best = min(_reached(pilot, horizon), key=lambda run: run.key, default=None)
+    delta = None if best is None or origin.e0 is None else origin.e0 - best.level
+    limit = math.inf if best is None else best.level - max(0.0, delta or 0.0) / _REFIT_PARTS
+    return _Start(horizon=horizon, origin=origin, best=best, delta=delta, limit=limit)
+
+
+def _yardstick(start: _Start, best: _Reached | None) -> Yardstick:
+    origin = start.origin
     delta = None
     if origin.e0 is not None and best is not None:
         difference = origin.e0 - best.level
         delta = difference if math.isfinite(difference) and difference > 0 else None
     sigma, warnings = 0.0, origin.warnings
     if best is not None:
-        sigma, sigma_warnings = _sigma(origin, best.row.summary, horizon)
+        sigma, sigma_warnings = _sigma(origin, best.row.summary, start.horizon)
         warnings += sigma_warnings
     return Yardstick(
-        horizon=horizon,
+        horizon=start.horizon,
         e0=origin.e0,
         e0_source=origin.source,
         e_star=None if best is None else best.level,
@@ -258,24 +349,6 @@ def _reached(rows: Iterable[TrialRow], horizon: int) -> list[_Reached]:
             if math.isfinite(level):
                 runs.append(_Reached(level, row))
     return runs
-
-
-def _best(
-    best_pilot: _Reached | None, others: Sequence[_Reached], e0: float | None, horizon: int
-) -> _Reached | None:
-    """Return the run that gives E*.
-
-    The pilot's own other runs never lie below its best, so only the later trials can.
-    """
-    pilot_delta = None if best_pilot is None or e0 is None else e0 - best_pilot.level
-    limit = math.inf
-    if best_pilot is not None:
-        limit = best_pilot.level - max(0.0, pilot_delta or 0.0) / _REFIT_PARTS
-    contenders = sorted((run for run in others if run.level < limit), key=lambda run: run.key)
-    for run in contenders:  # from the lowest: the first that qualifies is E*
-        if _is_sound(run.row.summary, horizon, e0, pilot_delta):
-            return run
-    return best_pilot
 
 
 def _is_sound(

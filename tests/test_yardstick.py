@@ -6,11 +6,13 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stability_search import yardstick as yardsticks
 from stability_search.records import Outcome, Stage, TrialRow, TrialSummary
 from stability_search.yardstick import (
+    GrowingYardstick,
     Yardstick,
     is_finite_run,
     pilot_yardstick,
@@ -421,3 +423,75 @@ def test_more_trials_never_raise_e_star(levels: list[float]) -> None:
     stars = [yardstick(rows[: n + 1], T).e_star for n in range(len(rows))]
     assert all(star is not None for star in stars)
     assert stars == sorted(stars, reverse=True)  # type: ignore[type-var]
+
+
+# ------------------------------------------------------------------------------- growing
+
+LEVELS = (None, 0.5, 1.0, 1.0, 1.2, 2.0, 3.5, START, 5.0)
+
+
+@st.composite
+def any_trial(draw: st.DrawFn) -> TrialRow:
+    """Draw a row of any stage and horizon, sound or not; levels tie often."""
+    stage = draw(st.sampled_from([Stage.PILOT, Stage.SEARCH, Stage.SEARCH, Stage.CONFIRM]))
+    row = trial(
+        "",
+        stage,
+        draw(st.sampled_from(LEVELS)),
+        horizon=draw(st.sampled_from([T, T, T, 2 * T, T // 2])),
+        first=draw(st.sampled_from([None, START, 3.0])),
+        batches=draw(st.sampled_from([BATCHES, (-0.4, 0.0, 0.1, 0.3)])),
+        num_bad=draw(st.sampled_from([0, 0, 0, 2, T // 2])),
+        outcome=draw(st.sampled_from([Outcome.COMPLETED] * 4 + [Outcome.PRUNED])),
+        baseline=draw(st.sampled_from([None, None, 3.8])),
+        blind_loss=draw(st.sampled_from([None, 3.6])),
+        has_measured_blind_run=draw(st.booleans()),
+    )
+    if not draw(st.booleans()):
+        return row
+    spikes = (2.0,) * 20 + (9.0, 9.0) * 3  # lasts: not smooth enough to set E*
+    losses = (spikes + (2.0,) * T)[: len(row.summary.judged_losses)]
+    return dataclasses.replace(row, summary=dataclasses.replace(row.summary, judged_losses=losses))
+
+
+def named(rows: list[TrialRow]) -> list[TrialRow]:
+    return [
+        dataclasses.replace(row, trial_id=f"{row.stage}-{number}")
+        for number, row in enumerate(rows)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(any_trial(), max_size=8).map(named), order=st.randoms(use_true_random=False))
+def test_a_growing_yardstick_is_that_of_the_rows_so_far_at_every_moment(
+    rows: list[TrialRow], order: random.Random
+) -> None:
+    order.shuffle(rows)
+    growing = {horizon: GrowingYardstick(horizon) for horizon in (T, 2 * T)}
+    for count in range(len(rows) + 1):
+        for horizon, one in growing.items():
+            assert one.now == yardstick(rows[:count], horizon)
+            if count < len(rows):
+                one.add(rows[count])
+
+
+def test_a_trial_that_is_no_new_best_is_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the cost of a trial does not grow with the number of those before it."""
+    growing = GrowingYardstick(T)
+    for row in (pilot(2.0), search(1.0)):
+        growing.add(row)
+    scored: list[TrialSummary] = []
+    score = yardsticks.score_completed
+
+    def count(summary: TrialSummary, **constants: Any) -> object:  # noqa: ANN401 - handed on
+        scored.append(summary)
+        return score(summary, **constants)
+
+    monkeypatch.setattr(yardsticks, "score_completed", count)
+    rows = [search(1.0 + number / 100, f"s{number}") for number in range(1, 50)]
+    for row in rows:
+        growing.add(row)
+    assert scored == []
+    growing.add(search(0.5, "better"))
+    assert len(scored) == 1
+    assert growing.now.e_star == 0.5

@@ -1,7 +1,9 @@
 """Which trial of a study comes next: pilot, then search, then confirm.
 
 The plan knows neither Ray nor files. It is built from the rows of the ledger, so that a resumed
-study goes on exactly where it was, and is told of every trial that ends.
+study goes on exactly where it was, and is told of every trial that ends. What it costs to ask and
+to tell does not grow with the number of trials, but where E* has moved and the sampler learns:
+then all are scored and told again.
 """
 
 import time
@@ -9,15 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stability_search.errors import (
-    InfrastructureError,
-    StoppedEarlyError,
-    UsageError,
-    UserCodeError,
-)
+from stability_search.errors import StoppedEarlyError
 from stability_search.records import (
     Json,
-    Outcome,
     Stage,
     TrialRow,
     TrialSummary,
@@ -26,18 +22,21 @@ from stability_search.records import (
 )
 from stability_search.search.budget import Budget, Clock
 from stability_search.search.confirm import Confirmation, ConfirmTrial, Need, describe_cost
+from stability_search.search.history import History, must_repeat
 from stability_search.search.preflight import preflight_configs
-from stability_search.search.request import MAX_ATTEMPTS, TrialRequest
+from stability_search.search.request import TrialRequest
 from stability_search.search.sampler import Sampler, Told, told, varying_values
 from stability_search.seeding import derive_seed
-from stability_search.settings import SETTING_NAMES, TrialConstants
+from stability_search.settings import TrialConstants
 from stability_search.space import Space
 from stability_search.standing import score_trial
-from stability_search.yardstick import Yardstick, is_finite_run, probe_steps, yardstick
+from stability_search.yardstick import (
+    GrowingYardstick,
+    Yardstick,
+    is_finite_run,
+    probe_steps,
+)
 
-EARLY_TRIALS = 5  # so many that fail in the same way are the user's code, not bad luck
-MIN_LOST_ATTEMPTS = 5
-MAX_LOST_SHARE = 0.2
 _STABILISERS = {"clip_norm", "attention_clamp", "attention_logit_cap"}
 
 
@@ -73,29 +72,33 @@ class StudyPlan:
     ) -> None:
         self.space = space
         self.study = space.study
-        self.rows: list[TrialRow] = list(rows)
         self.verdict: Verdict | None = None
         self._device = device
-        self._budget = Budget(self.study, num_slots=num_slots, clock=clock, rows=self.rows)
+        self._history = History(rows)
+        self._budget = Budget(self.study, num_slots=num_slots, clock=clock, history=self._history)
         self._in_flight: dict[str, TrialRequest] = {}
         self._confirmation = Confirmation(space)
         self._sampler = Sampler(space)
-        self._measure = yardstick(self.rows, self.study.trial_steps)
-        self._attempts: dict[str, int] = {}
-        self._last: dict[str, Outcome] = {}
-        self._num_resumed = len(self.rows)
+        self._search_measure = GrowingYardstick(self.study.trial_steps)
+        self._confirm_measure = GrowingYardstick(self.study.confirm.steps)
         self._need: tuple[int, Need | Verdict] | None = None
-        self._confirm_began: tuple[int, Yardstick] | None = None
+        self._is_pilot_over = False
         for row in self.rows:
-            self._note(row)
+            self._measure(row)
         self._tell_everything()
+
+    @property
+    def rows(self) -> list[TrialRow]:
+        """Every finished attempt, in the order of finishing."""
+        return self._history.rows
 
     # -- what comes next ---------------------------------------------------------------------
 
     @property
     def stage(self) -> Stage:
         """The stage the next trial belongs to."""
-        if not self._pilot_is_over():
+        self._is_pilot_over = self._is_pilot_over or self._pilot_is_over()
+        if not self._is_pilot_over:
             return Stage.PILOT
         return Stage.CONFIRM if self._search_is_over() else Stage.SEARCH
 
@@ -156,11 +159,12 @@ class StudyPlan:
             started_at=started_at,
             node=node,
         )
-        self.rows.append(row)
-        self._note(row)
-        if request.stage is not Stage.CONFIRM:
-            row = self._tell(row)
-            self.rows[-1] = row
+        before = self._search_measure.now
+        self._history.add(row)
+        self._measure(row)
+        if row.stage is Stage.SEARCH:
+            row = self._tell(row, before)
+            self._history.replace_last(row)
         return row
 
     def first_proposals(self, count: int) -> list[dict[str, Json]]:
@@ -171,61 +175,18 @@ class StudyPlan:
 
     def measure_of(self, row: TrialRow) -> Yardstick:
         """Return the yardstick that a trial of this row's stage is measured by, as of now."""
-        if row.stage is Stage.CONFIRM:
-            return self._confirm_measure()
-        return self._measure
+        is_confirm = row.stage is Stage.CONFIRM
+        return (self._confirm_measure if is_confirm else self._search_measure).now
 
     def will_retry(self, row: TrialRow) -> bool:
         """Return True if the trial of a row is going to be attempted again."""
-        return row.summary.outcome is Outcome.INFRASTRUCTURE and row.attempt < MAX_ATTEMPTS
-
-    def refuse_settings(self, row: TrialRow) -> None:
-        """Stop the study where the first trials show that it cannot be run at all.
-
-        Raises:
-            UsageError: The task cannot be built, or its model cannot honour a setting.
-        """
-        if row.summary.error_type != UsageError.__name__ or row.stage is not Stage.PILOT:
-            return
-        message = row.summary.reason.removeprefix("UsageError: ")
-        is_setting = message.partition(":")[0] in SETTING_NAMES
-        hint = "Where only some configurations can, give the setting a `when`."
-        raise UsageError(message, hint=hint if is_setting else "")
-
-    def refuse_to_go_on(self, row: TrialRow) -> None:
-        """Stop the study where what failed is not a configuration.
-
-        Raises:
-            UserCodeError: The task failed in the same way in every early trial.
-            InfrastructureError: Too many attempts were lost.
-        """
-        summary = row.summary
-        if not any(row.summary.outcome.is_result for row in self.rows):
-            self._refuse_identical_errors(summary)
-        new = self.rows[self._num_resumed :]
-        num_lost = sum(row.summary.outcome is Outcome.INFRASTRUCTURE for row in new)
-        is_lost = summary.outcome is Outcome.INFRASTRUCTURE
-        if is_lost and num_lost > max(MIN_LOST_ATTEMPTS, MAX_LOST_SHARE * len(new)):
-            raise InfrastructureError(
-                f"{num_lost} of {len(new)} attempts lost their worker (last: {summary.reason}).",
-                hint="Look into the run's log; `stability-search doctor` checks the machine.",
-            )
-
-    def _refuse_identical_errors(self, last: TrialSummary) -> None:
-        errors = [r for r in self.rows if r.summary.outcome is Outcome.USER_ERROR]
-        kinds = {(r.summary.error_type, r.summary.error_place) for r in errors[-EARLY_TRIALS:]}
-        if len(errors) >= EARLY_TRIALS and len(kinds) == 1:
-            raise UserCodeError(
-                f"the first {len(errors)} trials all failed with {last.error_type} at "
-                f"{last.error_place}.\n{last.error_text.rstrip()}",
-                hint="\nMend the task; configurations have nothing to do with it.",
-            )
+        return must_repeat(row)
 
     # -- pilot -------------------------------------------------------------------------------
 
     def _pilot_slots(self) -> list[_Slot]:
         slots = self._pilot_sweep(0, with_stabilisers=False)
-        finished = [self._final_row(slot.trial_id) for slot in slots]
+        finished = [self._history.final(slot.trial_id) for slot in slots]
         if any(row is None or is_finite_run(row.summary) for row in finished):
             return slots
         if not _STABILISERS & set(self.space.varying):
@@ -253,11 +214,12 @@ class StudyPlan:
         ]
 
     def _pilot_is_over(self) -> bool:
-        return all(self._is_final(slot.trial_id) for slot in self._pilot_slots())
+        return all(self._history.final(slot.trial_id) for slot in self._pilot_slots())
 
     def _next_pilot(self) -> TrialRequest | None:
         for slot in self._pilot_slots():
-            if not self._is_final(slot.trial_id) and slot.trial_id not in self._in_flight:
+            is_over = self._history.final(slot.trial_id) is not None
+            if not is_over and slot.trial_id not in self._in_flight:
                 horizons = (self.study.trial_steps, self.study.confirm.steps)
                 constants = TrialConstants(
                     probe_steps=probe_steps(*horizons),
@@ -279,20 +241,15 @@ class StudyPlan:
         return not waiting and self._next_index() is None
 
     def _next_index(self) -> int | None:
-        lost = [
-            row.index
-            for row in self.rows
-            if row.stage is Stage.SEARCH and not self._is_final(row.trial_id)
-        ]
-        taken = {r.index for r in self._in_flight.values() if r.stage is Stage.SEARCH}
-        again = [index for index in lost if index not in taken]
-        if again:
-            return min(again)
-        running = sum(r.config.num_planned_steps for r in self._in_flight.values())
-        if self._budget.is_half_spent(self.rows, num_planned_steps=running):
+        running = self._in_flight.values()
+        taken = {request.index for request in running if request.stage is Stage.SEARCH}
+        again = self._history.search_index_to_repeat(taken)
+        if again is not None:
+            return again
+        num_planned = sum(request.config.num_planned_steps for request in running)
+        if self._budget.is_half_spent(num_planned_steps=num_planned):
             return None
-        taken |= {row.index for row in self.rows if row.stage is Stage.SEARCH}
-        free = next(i for i in range(len(taken) + 1) if i not in taken)
+        free = self._history.free_search_index(taken)
         return free if free < self.study.search.trials else None
 
     def _next_search(self) -> TrialRequest | None:
@@ -300,14 +257,16 @@ class StudyPlan:
         if index is None:
             return None
         trial_id = f"search-{index:04d}"
-        earlier = self._last_row(trial_id)
-        settings = (
-            self.space.settings(self._sampler.propose(index))
-            if earlier is None
-            else earlier.settings
-        )
+        earlier = self._history.last(trial_id)
+        if earlier is None:
+            values = self._sampler.propose(index)
+        else:
+            values = varying_values(self.space, earlier.settings)
+            self._sampler.take_up(index, values)
+        settings = self.space.settings(values)
         slot = _Slot(trial_id=trial_id, stage=Stage.SEARCH, index=index, settings=settings)
-        return self._request(slot, self._constants(self._measure), steps=self.study.trial_steps)
+        constants = replace(self._constants(self._search_measure.now), control=self.study.control)
+        return self._request(slot, constants, steps=self.study.trial_steps)
 
     # -- confirm -----------------------------------------------------------------------------
 
@@ -324,7 +283,7 @@ class StudyPlan:
         return None
 
     def _budget_left_no_search(self) -> Verdict | None:
-        if not self.space.has_space or any(row.stage is Stage.SEARCH for row in self.rows):
+        if not self.space.has_space or self._history.num_of(Stage.SEARCH):
             return None
         return Verdict(
             kind=VerdictKind.INCOMPLETE,
@@ -334,33 +293,23 @@ class StudyPlan:
 
     def _needed(self) -> Need | Verdict:
         if self._need is None or self._need[0] != len(self.rows):
-            need = self._confirmation.next_need(
-                self.rows, can_afford=lambda count: self._budget.can_afford(count, self.rows)
-            )
+            need = self._confirmation.next_need(self.rows, can_afford=self._budget.can_afford)
             self._need = (len(self.rows), need)
         return self._need[1]
 
     def _confirm_request(self, trial_id: str, trial: ConfirmTrial) -> TrialRequest:
-        measure = self._confirm_measure()
-        earlier = self._last_row(trial_id)
-        taken = {row.index for row in self.rows if row.stage is Stage.CONFIRM}
-        taken |= {r.index for r in self._in_flight.values() if r.stage is Stage.CONFIRM}
-        index = earlier.index if earlier else max(taken, default=-1) + 1
+        earlier = self._history.last(trial_id)
+        running = [r.index + 1 for r in self._in_flight.values() if r.stage is Stage.CONFIRM]
+        following = max(running, default=0), self._history.next_index(Stage.CONFIRM)
+        index = earlier.index if earlier else max(following)
         slot = _Slot(trial_id=trial_id, stage=Stage.CONFIRM, index=index, settings=trial.settings)
         request = self._request(
             slot,
-            self._constants(measure),
+            self._constants(self._confirm_measure.now),
             steps=self.study.confirm.steps,
             seed_index=trial.seed_index,
         )
         return replace(request, candidate_id=trial.candidate_id, octave=trial.octave)
-
-    def _confirm_measure(self) -> Yardstick:
-        """Return E_0 and Delta as they stood when confirm began."""
-        before = [row for row in self.rows if row.stage is not Stage.CONFIRM]
-        if self._confirm_began is None or self._confirm_began[0] != len(before):
-            self._confirm_began = (len(before), yardstick(before, self.study.confirm.steps))
-        return self._confirm_began[1]
 
     # -- shared ------------------------------------------------------------------------------
 
@@ -384,7 +333,7 @@ class StudyPlan:
             settings=slot.settings,
             config=config,
             constants=constants,
-            attempt=self._attempts.get(slot.trial_id, 0) + 1,
+            attempt=self._history.num_attempts(slot.trial_id) + 1,
         )
 
     def _constants(self, measure: Yardstick) -> TrialConstants:
@@ -392,54 +341,44 @@ class StudyPlan:
             e0=measure.e0, delta=measure.delta, probe_steps=probe_steps(measure.horizon)
         )
 
-    def _note(self, row: TrialRow) -> None:
-        self._attempts[row.trial_id] = row.attempt
-        self._last[row.trial_id] = row.summary.outcome
-
-    def _is_final(self, trial_id: str) -> bool:
-        outcome = self._last.get(trial_id)
-        if outcome is None:
-            return False
-        return outcome is not Outcome.INFRASTRUCTURE or self._attempts[trial_id] >= MAX_ATTEMPTS
-
-    def _last_row(self, trial_id: str) -> TrialRow | None:
-        return next((row for row in reversed(self.rows) if row.trial_id == trial_id), None)
-
-    def _final_row(self, trial_id: str) -> TrialRow | None:
-        return self._last_row(trial_id) if self._is_final(trial_id) else None
+    def _measure(self, row: TrialRow) -> None:
+        """Take a row into the yardsticks; trials of confirm are measured as it began."""
+        if row.stage is not Stage.CONFIRM:
+            self._search_measure.add(row)
+            self._confirm_measure.add(row)
 
     # -- telling the sampler -----------------------------------------------------------------
 
-    def _tell(self, row: TrialRow) -> TrialRow:
-        """Tell the sampler of one more trial, or of all again where E* has moved."""
-        measure = yardstick(self.rows, self.study.trial_steps)
-        has_moved = (measure.e0, measure.e_star) != (self._measure.e0, self._measure.e_star)
-        self._measure = measure
-        if has_moved or row.attempt > 1:  # the sampler may not know a proposal tried again
-            self._tell_everything()
-        if row.stage is not Stage.SEARCH or not self._is_final(row.trial_id):
+    def _tell(self, row: TrialRow, before: Yardstick) -> TrialRow:
+        """Tell the sampler of one more search trial, and of all again where E* has moved."""
+        if self._history.final(row.trial_id) is None:
             return row
-        heard = self._told(row)
-        if not has_moved and row.attempt == 1:
-            self._sampler.tell(row.index, heard)
+        heard, now = self._told(row), self._search_measure.now
+        self._sampler.tell(row.index, heard)
+        if self._sampler.learns and (now.e0, now.e_star) != (before.e0, before.e_star):
+            self._tell_everything()
         if heard is None:
             return row
         return replace(
             row,
             told_value=heard.value,
             told_constraint=heard.constraint,
-            told_e_star=measure.e_star,
+            told_e_star=now.e_star,
         )
 
     def _tell_everything(self) -> None:
         self._sampler.rebuild(
-            (row.index, varying_values(self.space, row.settings), self._told(row))
+            (
+                row.index,
+                varying_values(self.space, row.settings),
+                self._told(row) if self._sampler.learns else None,
+            )
             for row in self.rows
-            if row.stage is Stage.SEARCH and self._is_final(row.trial_id)
+            if row.stage is Stage.SEARCH and self._history.final(row.trial_id) is row
         )
 
     def _told(self, row: TrialRow) -> Told | None:
-        score = score_trial(row, self._measure)
+        score = score_trial(row, self._search_measure.now)
         q = None if score is None else score.q
         return told(row.summary, q, bad_rate=self.study.kill_rule.bad_rate)
 

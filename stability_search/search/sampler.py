@@ -9,11 +9,12 @@ resumed study goes on exactly as it would have and never repeats itself.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stability_search.records import Outcome, TrialSummary
+from stability_search.search.hearing import Result, num_early, worth_hearing
 from stability_search.search.points import active_values, random_point, sobol_point, values_at
 from stability_search.search.tpe import TpeStudy, distribution
 from stability_search.seeding import derive_seed
@@ -27,6 +28,7 @@ MAX_DRAWS = 20  # attempts to find a configuration that was not proposed before
 STOPPED_WEIGHT = 0.01  # a stopped trial is worth t/T of this, always below a healthy q
 
 Values = Mapping[str, Any]
+_Key = frozenset[tuple[str, Any]]  # values, for a set
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +93,6 @@ class _Proposal:
     values: Values
     is_in_flight: bool = True
     told: Told | None = None
-    number: int | None = None  # in Optuna's study; None while that has not heard of it
 
 
 class Sampler:
@@ -100,6 +101,8 @@ class Sampler:
     First come the `start_with` configurations, with values that they leave out sampled. `tpe`
     then follows a quasi-random (Sobol) sequence until 10 results are in, and learns from there;
     `qmc` follows the sequence throughout, `random` draws independently; those two never learn.
+    From 1,250 results on TPE hears a choice of them, see `hearing.py`: what a proposal costs
+    does not grow further.
 
     The search trains every configuration on the same seed, so a proposal equal to an earlier
     one would only repeat its run. Such a proposal is drawn again, up to 20 times; after that it
@@ -113,7 +116,17 @@ class Sampler:
         """Begin with nothing proposed."""
         self._space = space
         self._proposals: dict[int, _Proposal] = {}
+        self._known: set[_Key] = set()
+        self._last_index = -1
+        self._num_results = 0
         self._study: TpeStudy | None = None  # made again from the proposals whenever it is None
+        self._numbers: dict[int, int] = {}  # index to number in that study, of what it has heard
+        self._first_recent = 0  # results from this index on are all in it
+
+    @property
+    def learns(self) -> bool:
+        """True if a proposal depends on what was told."""
+        return self._space.study.search.sampler == "tpe"
 
     def propose(self, index: int) -> dict[str, Any]:
         """Propose values for one trial; it is in flight until it is told.
@@ -131,16 +144,16 @@ class Sampler:
             raise ValueError(f"index: each is proposed once, but got {index} again.")
         values = self._draw(index, 0)
         for draw in range(1, MAX_DRAWS):
-            if not self._is_known(values):
+            if _key(values) not in self._known:
                 break
             values = self._draw(index, draw)
-        proposal = _Proposal(values=values)
-        if index < max(self._proposals, default=-1):
-            self._forget()  # Optuna weighs by order, which must be that of the indices
-        elif self._study is not None:
-            self._hear(self._study, proposal)
-        self._proposals[index] = proposal
+        self._note(index, _Proposal(values=values))
         return dict(values)
+
+    def take_up(self, index: int, values: Values) -> None:
+        """Put a proposal of an earlier run in flight again; do nothing where it is known."""
+        if index not in self._proposals:
+            self._note(index, _Proposal(values=dict(values)))
 
     def tell(self, index: int, told: Told | None) -> None:
         """Tell what became of a proposal.
@@ -153,12 +166,16 @@ class Sampler:
             KeyError: No such proposal was made.
         """
         proposal = self._proposals[index]
-        was_in_flight = proposal.is_in_flight
+        was_in_flight, count = proposal.is_in_flight, self._num_results
+        self._num_results += (told is not None) - (proposal.told is not None)
         proposal.is_in_flight, proposal.told = False, told
+        must_choose = num_early(count) != num_early(self._num_results)
         if not was_in_flight:
             self._forget()  # told again, after another attempt: Optuna cannot take that
+        elif must_choose or index < self._first_recent:
+            self._forget()  # other results are worth hearing now
         elif self._study is not None:
-            self._hear(self._study, proposal)
+            self._hear(self._study, index)
 
     def rebuild(self, history: Iterable[tuple[int, Values, Told | None]]) -> None:
         """Replace everything told, after a refit of the yardstick or on resume.
@@ -173,13 +190,25 @@ class Sampler:
             for index, values, told in history
         }
         self._proposals = in_flight | finished
+        self._known = {_key(proposal.values) for proposal in self._proposals.values()}
+        self._last_index = max(self._proposals, default=-1)
+        self._num_results = sum(one.told is not None for one in self._proposals.values())
         self._forget()
+
+    def _note(self, index: int, proposal: _Proposal) -> None:
+        """Take in a proposal in flight."""
+        self._proposals[index] = proposal
+        self._known.add(_key(proposal.values))
+        if index < self._last_index:
+            self._forget()  # Optuna weighs by order, which must be that of the indices
+        elif self._study is not None:
+            self._hear(self._study, index)
+        self._last_index = max(self._last_index, index)
 
     def _draw(self, index: int, draw: int) -> dict[str, Any]:
         space, sampler = self._space, self._space.study.search.sampler
         is_first = index < len(space.start_with)
-        num_results = sum(proposal.told is not None for proposal in self._proposals.values())
-        if sampler == "tpe" and not is_first and num_results >= NUM_STARTUP:
+        if sampler == "tpe" and not is_first and self._num_results >= NUM_STARTUP:
             return self._heard().draw(self._seed(index, draw))
         num_dimensions = len(space.parameters)
         if sampler == "random" or draw:
@@ -192,30 +221,44 @@ class Sampler:
         purpose = ("proposal", index, draw) if draw else ("proposal", index)
         return derive_seed(self._space.study.seed, *purpose)
 
-    def _is_known(self, values: Values) -> bool:
-        return any(proposal.values == values for proposal in self._proposals.values())
-
     def _heard(self) -> TpeStudy:
-        """Return Optuna's study of all proposals, in the order of their indices."""
+        """Return Optuna's study of what is worth hearing, in the order of the indices."""
         if self._study is None:
             self._study = TpeStudy(self._space)
-            for index in sorted(self._proposals):
-                self._hear(self._study, self._proposals[index])
+            chosen, self._first_recent = worth_hearing(self._results())
+            in_flight = (key for key, item in self._proposals.items() if item.is_in_flight)
+            for index in sorted([*in_flight, *(result.index for result in chosen)]):
+                self._hear(self._study, index)
         return self._study
 
-    def _hear(self, study: TpeStudy, proposal: _Proposal) -> None:
-        if proposal.number is None:
-            proposal.number = study.add(proposal.values)
+    def _results(self) -> Iterator[Result]:
+        for index, proposal in self._proposals.items():
+            if proposal.told is not None:
+                yield Result(
+                    index=index,
+                    names=frozenset(proposal.values),
+                    value=proposal.told.value,
+                    constraint=proposal.told.constraint,
+                )
+
+    def _hear(self, study: TpeStudy, index: int) -> None:
+        proposal = self._proposals[index]
+        if index not in self._numbers:
+            self._numbers[index] = study.add(proposal.values)
+        number = self._numbers[index]
         if proposal.told is not None:
             value, constraint = proposal.told.value, proposal.told.constraint
-            study.finish(proposal.number, value=value, constraint=constraint)
+            study.finish(number, value=value, constraint=constraint)
         elif not proposal.is_in_flight:
-            study.drop(proposal.number)
+            study.drop(number)
 
     def _forget(self) -> None:
         self._study = None
-        for proposal in self._proposals.values():
-            proposal.number = None
+        self._numbers.clear()
+
+
+def _key(values: Values) -> _Key:
+    return frozenset(values.items())
 
 
 def varying_values(space: Space, settings: Mapping[str, Any]) -> dict[str, Any]:

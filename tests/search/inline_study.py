@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stability_search.records import Outcome, TrialRow, TrialSummary
+from stability_search.search.breakers import Breakers, refuse_settings
 from stability_search.search.plan import StudyPlan
 from stability_search.search.request import TrialRequest
 from stability_search.trial import run_trial
@@ -97,6 +98,7 @@ def run_all(
     """Run until there is a verdict; with several slots, trials finish in a shuffled order."""
     shuffle = random.Random(order_seed)  # noqa: S311 - an order, no secret
     running: list[TrialRequest] = []
+    breakers = Breakers(plan.rows)
     while True:
         while len(running) < slots and (request := plan.next_trial()) is not None:
             running.append(request)
@@ -105,5 +107,5 @@ def run_all(
             return plan.rows
         request = running.pop(shuffle.randrange(len(running)))
         row = plan.finish(request, runner(request), started_at="", node="here")
-        plan.refuse_settings(row)
-        plan.refuse_to_go_on(row)
+        refuse_settings(row)
+        breakers.take(row)

@@ -16,11 +16,16 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
+from stability_search import space as spaces
 from stability_search.errors import StoppedEarlyError, UsageError
 from stability_search.records import Outcome, Stage, TrialRow, TrialSummary
 from stability_search.search import ledger as ledger_module
 from stability_search.search.ledger import DamagedLedgerError, Ledger
+from stability_search.search.plan import StudyPlan
+from stability_search.search.request import TrialRequest
+from stability_search.search.sampler import as_optuna, varying_values
 from stability_search.step_files import write_steps
+from tests.search.inline_study import pretend, run_all, write_space
 
 FACTS = {"space_text": "task: teacher\n", "seed": 0, "versions": {"torch": "2.13.0"}}
 VALUES = {"learning_rate": 1e-3, "clip_norm": None}
@@ -382,6 +387,29 @@ for index in range(100, 10_000):
     add(ledger, trial_row(index))
     print(index, flush=True)
 """
+
+
+def test_no_trial_is_running_in_the_ledger_while_trials_of_tpe_are_in_flight(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "new.db"
+    space = spaces.load(write_space(tmp_path, sampler="tpe"), ["search.trials=14"])
+    ledger = Ledger.create(path, FACTS)
+    plan = StudyPlan(space, device="cpu", num_slots=3)
+    states: list[set[str]] = []
+
+    def look(request: TrialRequest) -> TrialSummary:
+        for row in plan.rows[len(ledger.rows()) :]:
+            is_search = row.stage is Stage.SEARCH
+            ledger.add(
+                row, *(as_optuna(space, varying_values(space, row.settings)) if is_search else ())
+            )
+        states.append({state for (state,) in execute(path, "SELECT state FROM trials")})
+        return pretend(request)
+
+    run_all(plan, look, slots=3)
+    assert len(states) > 21
+    assert set().union(*states) <= {"COMPLETE", "PRUNED", "FAIL"}
 
 
 def test_sigkill_loses_no_acknowledged_trial_and_leaves_no_running_one(path: Path) -> None:

@@ -1,8 +1,14 @@
 """Which trial comes next, and how a study ends; run without Ray."""
 
 import dataclasses
+import itertools
 import math
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from random import Random
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -11,6 +17,7 @@ from stability_search.errors import InfrastructureError, UsageError, UserCodeErr
 from stability_search.records import Outcome, Stage, TrialRow, TrialSummary, VerdictKind
 from stability_search.search.plan import StudyPlan, planned_work
 from stability_search.search.request import Order, TrialRequest
+from stability_search.search.sampler import Sampler
 from stability_search.space import Space
 from tests.search.inline_study import lost, pretend, run_all, train, write_space
 
@@ -152,6 +159,111 @@ def test_a_trial_lost_three_times_is_given_up_and_told_as_nothing(tmp_path: Path
     rows = run_all(plan, lambda r: lost(r) if r.trial_id == "search-0001" else pretend(r))
     last = [row for row in rows if row.trial_id == "search-0001"][-1]
     assert (last.attempt, last.told_value) == (3, None)
+
+
+def test_many_lost_workers_do_not_make_the_sampler_hear_everything_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(load(tmp_path, "search.trials=34"))
+    victims = {"search-0010", "search-0020", "search-0030"}
+    rebuilt: list[int] = []
+    rebuild = Sampler.rebuild
+
+    def count(sampler: Sampler, history: Iterable[Any]) -> None:
+        rebuilt.append(len(plan.rows))
+        rebuild(sampler, history)
+
+    monkeypatch.setattr(Sampler, "rebuild", count)
+    rows = run_all(
+        plan, lambda r: lost(r) if r.trial_id in victims and r.attempt < 3 else alike(r)
+    )
+    e_stars = [row.told_e_star for row in rows if row.told_e_star is not None]
+    num_moves = sum(one != two for one, two in itertools.pairwise(e_stars))
+    assert [row.trial_id for row in rows if row.attempt == 3] == sorted(victims)
+    assert len(rebuilt) <= num_moves + 1  # the first move is that from the pilot's
+
+
+def test_a_study_resumed_while_a_lost_trial_waits_goes_on_as_if_never_stopped(
+    tmp_path: Path,
+) -> None:
+    """The lost proposal counts as in flight while it is tried again, as it did before."""
+    space = load(tmp_path, "search.trials=30")
+
+    def lose_once(request: TrialRequest) -> TrialSummary:
+        is_victim = request.trial_id == "search-0020" and request.attempt == 1
+        return lost(request) if is_victim else pretend(request)
+
+    whole = run_all(plan_of(space), lose_once)
+    stop = next(k for k, row in enumerate(whole) if row.summary.outcome is Outcome.INFRASTRUCTURE)
+    resumed = run_all(plan_of(space, tuple(whole[: stop + 1])), lose_once)
+    assert [row.config_id for row in resumed] == [row.config_id for row in whole]
+    assert [row.told_value for row in resumed] == [row.told_value for row in whole]
+
+
+def operations(action: Callable[[], object]) -> int:
+    """Count the bytecode operations that an action takes in this package."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:  # noqa: ANN401 - a tracer
+        nonlocal count
+        if "stability_search" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        action()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def alike(request: TrialRequest) -> TrialSummary:
+    """Learn in the pilot as the rate allows, and ever after as the best rate would."""
+    if request.stage is Stage.PILOT:
+        return pretend(request)
+    engine = dataclasses.replace(request.config.engine, learning_rate=0.03)
+    return pretend(
+        dataclasses.replace(request, config=dataclasses.replace(request.config, engine=engine))
+    )
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc"])
+def test_a_trial_costs_the_plan_the_same_after_few_and_after_many(
+    tmp_path: Path, sampler: str
+) -> None:
+    plan = plan_of(load(tmp_path, "search.trials=1000", sampler=sampler))
+
+    def one_trial() -> None:
+        request = plan.next_trial()
+        assert request is not None
+        row = plan.finish(request, alike(request), started_at="", node="")
+        plan.measure_of(row)
+
+    costs = []
+    for num_trials in (40, 240):
+        while len(plan.rows) < num_trials:
+            one_trial()
+        costs.append(min(operations(one_trial) for _ in range(5)))
+    print(f"operations a trial: {costs[0]} after 40, {costs[1]} after 240")
+    assert costs[1] < 1.05 * costs[0] + 100
+
+
+def test_the_trials_of_a_study_depend_on_the_set_of_rows_and_not_on_their_order(
+    tmp_path: Path,
+) -> None:
+    space = load(tmp_path, "search.trials=30")
+    rows = run_all(plan_of(space), lambda r: lost(r) if r.trial_id == "search-0003" else alike(r))
+    rows = [row for row in rows if row.stage is not Stage.CONFIRM][:30]
+    shuffled = [*rows]
+    Random(1).shuffle(shuffled)  # noqa: S311 - an order, no secret
+    ours, other = plan_of(space, tuple(rows)), plan_of(space, tuple(shuffled))
+    for _ in range(4):
+        assert ours.next_trial() == other.next_trial()
+    assert ours.measure_of(rows[-1]) == other.measure_of(rows[-1])
 
 
 def test_a_lost_trial_is_tried_again_after_a_resume(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""What stops a study because it is no result: errors of the task, lost workers, sick nodes.
+
+None of it trips on instability: where every trial diverges, the study is finished. Each breaker
+costs the same at the first trial and at the ten thousandth.
+"""
+
+from collections.abc import Iterable
+
+from stability_search.errors import InfrastructureError, UsageError, UserCodeError
+from stability_search.records import Outcome, Stage, TrialRow
+from stability_search.search.request import MAX_ATTEMPTS
+from stability_search.settings import SETTING_NAMES
+
+EARLY_TRIALS = 5  # so many that fail in the same way are the user's code, not bad luck
+MIN_LOST_ATTEMPTS = 5
+MAX_LOST_SHARE = 0.2
+MAX_LOST_IN_A_ROW = 3  # on one node
+
+
+def refuse_settings(row: TrialRow) -> None:
+    """Stop the study where the first trials show that it cannot be run at all.
+
+    Args:
+        row: A trial that ended; not in the ledger yet.
+
+    Raises:
+        UsageError: The task cannot be built, or its model cannot honour a setting.
+    """
+    if row.summary.error_type != UsageError.__name__ or row.stage is not Stage.PILOT:
+        return
+    message = row.summary.reason.removeprefix("UsageError: ")
+    is_setting = message.partition(":")[0] in SETTING_NAMES
+    hint = "Where only some configurations can, give the setting a `when`."
+    raise UsageError(message, hint=hint if is_setting else "")
+
+
+class Breakers:
+    """Stops a study where what failed is not a configuration.
+
+    Args:
+        earlier: Trials that ended before a resume. Their errors count, since a task that still
+            fails is the same task; their lost workers do not, since the machine may have been
+            mended.
+    """
+
+    def __init__(self, earlier: Iterable[TrialRow] = ()) -> None:
+        self._kind: tuple[str, str] | None = None
+        self._num_alike = 0
+        self._has_other_end = False
+        self._num_attempts = 0
+        self._num_lost = 0
+        for row in earlier:
+            self._note_error(row)
+
+    def take(self, row: TrialRow) -> None:
+        """Take in how an attempt ended.
+
+        Args:
+            row: The attempt; in the ledger already.
+
+        Raises:
+            UserCodeError: The first trials to end all failed in the same way.
+            InfrastructureError: Too many attempts were lost.
+        """
+        self._note_error(row)
+        if row.summary.outcome is Outcome.USER_ERROR:
+            self._refuse_identical_errors(row)
+        self._num_attempts += 1
+        if row.summary.outcome is Outcome.INFRASTRUCTURE:
+            self._num_lost += 1
+            self._refuse_losses(row)
+
+    def _note_error(self, row: TrialRow) -> None:
+        summary = row.summary
+        if summary.outcome is Outcome.USER_ERROR:
+            kind = (summary.error_type, summary.error_place)
+            self._kind = self._kind or kind
+            self._has_other_end |= kind != self._kind
+            self._num_alike += 1
+        elif summary.outcome is not Outcome.INFRASTRUCTURE or row.attempt >= MAX_ATTEMPTS:
+            self._has_other_end = True  # an attempt that will be made again ends no trial
+
+    def _refuse_identical_errors(self, row: TrialRow) -> None:
+        if self._has_other_end or self._num_alike < EARLY_TRIALS:
+            return
+        last = row.summary
+        raise UserCodeError(
+            f"the first {self._num_alike} trials all failed with {last.error_type} at "
+            f"{last.error_place}.\n{last.error_text.rstrip()}",
+            hint="\nMend the task; configurations have nothing to do with it.",
+        )
+
+    def _refuse_losses(self, row: TrialRow) -> None:
+        lost, attempts = self._num_lost, self._num_attempts
+        if lost > max(MIN_LOST_ATTEMPTS, MAX_LOST_SHARE * attempts):
+            raise InfrastructureError(
+                f"{lost} of {attempts} attempts lost their worker (last: {row.summary.reason}).",
+                hint="Look into the run's log; `stability-search doctor` checks the machine.",
+            )
+
+
+class NodeWatch:
+    """Says which node is sick: the last attempts there all lost their worker.
+
+    They must be of two trials at least. A trial that kills its worker is tried again at once,
+    often on the same node: three losses of one trial say as much about the trial as about the
+    node, and on a machine alone they would end a study that has one bad configuration.
+    """
+
+    def __init__(self) -> None:
+        self._lost: dict[str, list[str]] = {}  # trials of the losses in a row, by node
+        self._sick: set[str] = set()
+
+    def take(self, node: str, trial_id: str, outcome: Outcome) -> bool:
+        """Take in how an attempt ended on a node.
+
+        Args:
+            node: Where; empty where the worker died before anybody knew.
+            trial_id: Whose attempt it was.
+            outcome: How it ended. Any end but a lost worker shows that the node works.
+
+        Returns:
+            True if the node is sick, and was not before.
+        """
+        if not node or node in self._sick:
+            return False
+        if outcome is not Outcome.INFRASTRUCTURE:
+            self._lost.pop(node, None)
+            return False
+        lost = self._lost.setdefault(node, [])
+        lost.append(trial_id)
+        if len(lost) < MAX_LOST_IN_A_ROW or len(set(lost)) == 1:
+            return False
+        self._sick.add(node)
+        return True
