@@ -5,22 +5,36 @@ told how each ended. Ray's own experiment state is disposable.
 """
 
 import contextlib
+import json
+import logging
 import os
 import shutil
+import socket
+import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from stability_search.errors import InfrastructureError
+from stability_search.search.desk import Desk
+from stability_search.search.early import EarlyWorkers
 from stability_search.search.machine import Machine, num_cpus
+from stability_search.search.remains import kill_group
 from stability_search.search.source import Signals, TrialSource
+from stability_search.search.worker import WorkerSettings
 
 REPORT_S = 1.0  # a trial reports its progress about so often
 MAX_REPORTS_PER_S = 25.0  # of the whole study
 OBJECT_STORE_BYTES = 128 * 2**20  # step records are small, and containers have little of it
 
+_ADDRESS = "RAY_ADDRESS"  # would be joined instead of a Ray of our own
+_WAIT_S = 0.1  # signals are looked for so often
+_CONNECT_ATTEMPTS = 6
+_LEAVE_S = 3.0  # what has not ended by then is killed
 _FOLDER_PREFIX = "stability-"  # followed by the driver's process id
 
 _ENVIRONMENT = {
@@ -85,50 +99,151 @@ class Cluster:
         remove_stale_folders()
         self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
         self._environment_before: dict[str, str | None] = {}
+        self._host: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        self._problem: Exception | None = None
 
     def __enter__(self) -> Self:
-        """Start or join it.
+        """Set what Ray reads from the environment."""
+        names = (*_ENVIRONMENT, _ADDRESS)
+        self._environment_before = {name: os.environ.get(name) for name in names}
+        os.environ.update(_ENVIRONMENT)
+        os.environ.pop(_ADDRESS, None)
+        return self
+
+    def start(self) -> None:
+        """Begin to start or join it, and return at once; a second call does nothing."""
+        if self._thread is not None:
+            return
+        if self._address is None:
+            self._start_host()
+        self._thread = threading.Thread(target=self._join_keeping_problems, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_settled(self) -> bool:
+        """True once it has started, or has failed to: `wait` will not wait."""
+        return self._thread is not None and not self._thread.is_alive()
+
+    def wait(self, signals: Signals) -> None:
+        """Start it where nobody has, and wait until trials can run.
 
         Raises:
             InfrastructureError: Ray does not start or does not answer.
+            Interrupted: A signal arrived.
         """
-        self._environment_before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-        os.environ.update(_ENVIRONMENT)
-        import ray
-
-        kwargs: dict[str, Any] = {"log_to_driver": True, "logging_level": "error"}
-        if self._address is None:
-            kwargs |= {
-                "address": "local",
-                "include_dashboard": False,
-                "_temp_dir": str(self._folder),
-                "object_store_memory": OBJECT_STORE_BYTES,
-                "num_cpus": num_cpus(),
-            }
-        else:
-            kwargs["address"] = self._address
-        try:
-            ray.init(**kwargs)
-        except Exception as error:
-            self.remove_folder()
+        self.start()
+        while not self.is_settled:
+            signals.check()
+            assert self._thread is not None  # noqa: S101 - for ourselves: it was started
+            self._thread.join(_WAIT_S)
+        if self._problem is not None:
             where = self._address or "this machine"
+            cause = self._problem.__cause__
+            reason = f"{self._problem}: {cause}" if cause else f"{self._problem}"
             raise InfrastructureError(
-                f"ray: it did not start on {where}: {error}",
+                f"ray: it did not start on {where}: {reason}",
                 hint="`stability-search doctor` checks what it needs.",
-            ) from error
-        return self
+            ) from self._problem
 
     def __exit__(self, *_: object) -> None:
         """Leave it; end it and remove its files where it was ours."""
-        import ray
-
-        ray.shutdown()
+        if self._thread is not None:
+            self._leave(self._thread)
         for name, value in self._environment_before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
         self.remove_folder()
+
+    def _leave(self, thread: threading.Thread) -> None:
+        if thread.is_alive():  # nobody needs it any more
+            self._kill_host()
+            thread.join(_LEAVE_S)
+        if not thread.is_alive():
+            import ray
+
+            ray.shutdown()
+        if self._host is not None and self._socket is not None:
+            self._socket.close()  # by which the host ends
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._host.wait(_LEAVE_S)
+            self._kill_host()
+
+    def _start_host(self) -> None:
+        kwargs = {
+            "include_dashboard": False,
+            "_temp_dir": str(self._folder),
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "num_cpus": num_cpus(),
+            "logging_level": logging.ERROR,
+        }
+        self._socket, theirs = socket.socketpair()
+        module = "stability_search.search.ray_host"
+        words = [str(theirs.fileno()), json.dumps(kwargs)]
+        path = os.pathsep.join(path for path in sys.path if path)
+        with theirs:
+            self._host = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-P", "-m", module, *words],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path},
+                pass_fds=[theirs.fileno()],
+                process_group=0,  # Ctrl-C is for the driver
+            )
+
+    def _kill_host(self) -> None:
+        if self._host is not None:
+            kill_group(self._host.pid)
+            self._host.wait()
+
+    def _join_keeping_problems(self) -> None:
+        try:
+            self._join()
+        except Exception as problem:  # noqa: BLE001 - raised again by `wait`
+            self._problem = problem
+
+    def _join(self) -> None:
+        """Import Ray, which takes a second, and connect to it."""
+        import ray
+
+        import stability_search.search.tune_bridge  # noqa: F401 - loaded ahead
+
+        if self._address is not None:
+            ray.init(address=self._address, log_to_driver=True, logging_level=logging.ERROR)
+            return
+        address = self._host_address()
+        for attempt in range(1, _CONNECT_ATTEMPTS + 1):
+            try:
+                self._connect_to_host()
+                break
+            except ConnectionError:  # seen on a busy machine, where other Rays come and go
+                ray.shutdown()
+                if attempt == _CONNECT_ATTEMPTS:
+                    raise
+        if ray.get_runtime_context().gcs_address != address:
+            raise RuntimeError("another Ray answered")
+
+    def _connect_to_host(self) -> None:
+        import ray
+
+        # Only for a cluster found by its folder does Ray load the token that it made for it.
+        ray.init(
+            address="auto",
+            _temp_dir=str(self._folder),
+            log_to_driver=True,
+            logging_level=logging.ERROR,
+        )
+
+    def _host_address(self) -> str:
+        assert self._socket is not None  # noqa: S101 - for ourselves: the host was started
+        with self._socket.makefile("rb") as stream:
+            line = stream.readline()
+        answer: dict[str, str] = json.loads(line or b"{}")
+        if "address" not in answer:
+            raise RuntimeError(answer.get("error", "its process died; see run.log"))
+        return answer["address"]
 
     def remove_folder(self) -> None:
         """Remove Ray's files; nothing in them is needed again."""
@@ -139,59 +254,106 @@ class Cluster:
         """Where Ray Tune may keep what nobody reads."""
         return self._folder / "tune"
 
-    def resources(self) -> Mapping[str, float]:
-        """Return what all nodes together offer."""
+    def nodes(self) -> list[Mapping[str, float]]:
+        """Return what each node offers, once `wait` has returned."""
         import ray
 
-        offered: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return offered
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        return [node["Resources"] for node in nodes if node["Alive"]]
 
 
-def drive(
+def worker_settings(machine: Machine, folder: Path) -> WorkerSettings:
+    """Return what every worker is told.
+
+    Args:
+        machine: What a trial occupies and how many run at once.
+        folder: Where relative paths of the task start from.
+    """
+    share = machine.gpu_per_trial
+    return WorkerSettings(
+        folder=str(folder),
+        import_path=str(Path.cwd()),
+        num_threads=max(1, int(machine.cpu_per_trial)),
+        report_s=max(REPORT_S, machine.num_slots / MAX_REPORTS_PER_S),
+        gpu_memory_fraction=share if 0 < share < 1 else None,
+    )
+
+
+def drive(  # noqa: PLR0913 - where, with what, and for whom
     source: TrialSource,
     *,
     cluster: Cluster,
     machine: Machine,
     folder: Path,
     signals: Signals,
+    early: EarlyWorkers | None = None,
 ) -> None:
     """Run trials until the source is over.
 
     Args:
         source: Says what to run.
-        cluster: Where; entered.
+        cluster: Where; entered. It is started here where it is not yet.
         machine: What a trial occupies and how many run at once.
         folder: Where relative paths of the task start from.
         signals: Checked several times a second.
+        early: Workers that train until those of the cluster are ready.
 
     Raises:
         Interrupted: A signal arrived.
+        InfrastructureError: Ray did not start.
         Exception: Whatever the source raises.
     """
+    desk = Desk(source, signals)
+    try:
+        if early is not None:
+            _train_early(desk, early, cluster)
+        if not desk.must_leave:
+            cluster.wait(signals)
+            signals.install()  # Ray takes SIGTERM
+            _tune(desk, cluster, machine, worker_settings(machine, folder), signals, early)
+    finally:
+        desk.kill_running()  # a stopped process would never hear that the driver has gone
+        if early is not None:
+            early.close()
+        desk.settle()
+    desk.raise_problem()
+    signals.check()
+
+
+def _train_early(desk: Desk, early: EarlyWorkers, cluster: Cluster) -> None:
+    """Let early workers train until Ray is there, or nothing is left to do."""
+    early.feed(desk)
+    while early.num_workers and not desk.must_leave and not cluster.is_settled:
+        if early.has_begun:  # before, every core is needed to begin
+            cluster.start()
+        early.turn(desk)
+
+
+def _tune(  # noqa: PLR0913, PLR0917 - as `drive`
+    desk: Desk,
+    cluster: Cluster,
+    machine: Machine,
+    settings: WorkerSettings,
+    signals: Signals,
+    early: EarlyWorkers | None,
+) -> None:
     from ray import tune
 
+    from stability_search.search.quarantine import Quarantine
     from stability_search.search.trainable import TrialTrainable
     from stability_search.search.tune_bridge import Bridge, KeepWorkers, Leave, SourceSearcher
 
-    bridge = Bridge(source, signals)
-    searcher = SourceSearcher(
-        bridge,
-        common={
-            "folder": str(folder),
-            "import_path": str(Path.cwd()),
-            "num_threads": max(1, int(machine.cpu_per_trial)),
-            "report_s": max(REPORT_S, machine.num_slots / MAX_REPORTS_PER_S),
-        },
+    quarantine = Quarantine(
+        cpu_per_trial=machine.cpu_per_trial, gpu_per_trial=machine.gpu_per_trial
     )
+    bridge = Bridge(desk, signals, num_slots=machine.num_slots, early=early, quarantine=quarantine)
     with contextlib.suppress(Leave):
         tune.run(
-            tune.with_resources(
-                TrialTrainable, {"cpu": machine.cpu_per_trial, "gpu": machine.gpu_per_trial}
-            ),
+            tune.with_resources(TrialTrainable, machine.resources()),
             name="trials",
             storage_path=str(cluster.storage),
-            search_alg=searcher,
-            scheduler=KeepWorkers(machine.num_slots),
+            search_alg=SourceSearcher(bridge, worker=asdict(settings)),
+            scheduler=KeepWorkers(machine.num_slots, bridge),
             num_samples=-1,
             max_concurrent_trials=machine.num_slots,
             reuse_actors=True,
@@ -202,5 +364,3 @@ def drive(
             trial_name_creator=lambda trial: trial.trial_id,
             trial_dirname_creator=lambda trial: trial.trial_id,
         )
-    bridge.raise_problem()
-    signals.check()

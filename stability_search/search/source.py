@@ -43,7 +43,15 @@ class TrialSource(Protocol):
     def trial_ended(
         self, request: TrialRequest, summary: TrialSummary, steps: bytes | None, node: str
     ) -> None:
-        """Hear how a trial ended, exactly once."""
+        """Hear how a trial ended, exactly once; the next trial may depend on it."""
+        ...
+
+    def node_quarantined(self, node: str, reason: str) -> None:
+        """Hear that a node gets no further trials."""
+        ...
+
+    def settle(self) -> None:
+        """Write down what has ended: a trial is finished when it is written down."""
         ...
 
 

@@ -6,9 +6,10 @@
 The ledger is the only truth: a trial is finished once its row is on the disk.
 """
 
+import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ from stability_search.records import (
     VerdictKind,
 )
 from stability_search.search import run_directory
+from stability_search.search.breakers import Breakers, refuse_settings
 from stability_search.search.closing import (
     Study,
     forget_verdict,
@@ -41,10 +43,12 @@ from stability_search.search.closing import (
     write_all,
 )
 from stability_search.search.confirm import describe_cost
-from stability_search.search.driver import Cluster, drive, output_to
+from stability_search.search.driver import Cluster, drive, output_to, worker_settings
+from stability_search.search.early import EarlyWorkers, is_surely_cpu
 from stability_search.search.ledger import DamagedLedgerError, Ledger
 from stability_search.search.machine import Machine, choose_machine, num_cpus, num_slots_for
 from stability_search.search.plan import StudyPlan, planned_work
+from stability_search.search.remains import ended_at_last
 from stability_search.search.request import TrialRequest
 from stability_search.search.run_directory import RunDirectory
 from stability_search.search.sampler import as_optuna, varying_values
@@ -119,12 +123,16 @@ def run_study(
         facts=run_directory.study_facts(space),
         environment=_environment(space, command, device="not known yet"),
     )
-    with run_directory.lock(directory):
+    with (
+        run_directory.lock(directory),
+        ended_at_last(),
+        _early_workers(space, directory, address) as early,
+    ):
         ledger = Ledger.create(directory.ledger, run_directory.study_facts(space))
         study = _Running(
             space, directory, ledger, folder=space.folder, command=command, on_event=on_event
         )
-        return study.run(address)
+        return study.run(address, early)
 
 
 def resume_study(
@@ -149,7 +157,7 @@ def resume_study(
             override changes more than it may.
     """
     directory = run_directory.open_run(path)
-    with run_directory.lock(directory):
+    with run_directory.lock(directory), ended_at_last():
         ledger = _open_ledger(directory, on_event)
         facts = dict(ledger.facts())
         old = run_directory.space_of(directory, facts)
@@ -168,7 +176,25 @@ def resume_study(
         study = _Running(
             new, directory, ledger, folder=old.folder, command=command, on_event=on_event
         )
-        return study.run(address)
+        return study.run(address, None)
+
+
+@contextlib.contextmanager
+def _early_workers(
+    space: Space, directory: RunDirectory, address: str | None
+) -> Iterator[EarlyWorkers | None]:
+    """Start workers that need no Ray, where that can be done before Ray says what there is."""
+    if address is not None or not is_surely_cpu(space.study.search.resources):
+        yield None
+        return
+    machine = _this_machine(space)
+    settings = worker_settings(machine, space.folder)
+    with contextlib.closing(EarlyWorkers(machine.num_slots, settings, directory.log)) as early:
+        yield early
+
+
+def _this_machine(space: Space) -> Machine:
+    return choose_machine(space, {"CPU": float(num_cpus())})
 
 
 def plan_study(space: Space) -> tuple[str, ...]:
@@ -240,12 +266,14 @@ class _Running:
         self._on_event = on_event
         self._stage: Stage | None = None
         self._started: dict[str, _Started] = {}
+        self._unwritten: list[tuple[TrialRow, bytes]] = []
         self._plan: StudyPlan
+        self._breakers: Breakers
 
-    def run(self, address: str | None) -> Study:
+    def run(self, address: str | None, early: EarlyWorkers | None) -> Study:
         """Run until there is a verdict or a reason to stop early."""
         try:
-            verdict = self._run_trials(address)
+            verdict = self._run_trials(address, early)
             keep_verdict(self._ledger, verdict)
         except StabilitySearchError as error:
             if error.exit_code not in _EXIT_ERRORS_WITH_REPORT:
@@ -269,7 +297,7 @@ class _Running:
         )
         return study
 
-    def _run_trials(self, address: str | None) -> Verdict:
+    def _run_trials(self, address: str | None, early: EarlyWorkers | None) -> Verdict:
         known = known_verdict(self._ledger)
         if known is not None and known.kind is not VerdictKind.INCOMPLETE:
             return known  # a finished run, resumed: nothing is left to do
@@ -279,9 +307,13 @@ class _Running:
         signals.install()
         try:
             with output_to(self._directory.log), Cluster(address) as cluster:
-                signals.install()  # Ray has taken SIGTERM
                 signals.last_words = lambda: self._leave_at_once(cluster)
-                machine = choose_machine(self._space, cluster.resources())
+                if early is None:
+                    cluster.wait(signals)
+                    signals.install()  # Ray has taken SIGTERM
+                    machine = choose_machine(self._space, *cluster.nodes())
+                else:
+                    machine = _this_machine(self._space)
                 self._begin(machine)
                 signals.check()
                 drive(
@@ -290,6 +322,7 @@ class _Running:
                     machine=machine,
                     folder=self._folder,
                     signals=signals,
+                    early=early,
                 )
         finally:
             signals.restore()
@@ -310,6 +343,7 @@ class _Running:
             num_slots=machine.num_slots,
             rows=self._ledger.rows(),
         )
+        self._breakers = Breakers(self._plan.rows)
         environment = _environment(self._space, self._command, device=machine.device)
         facts = run_directory.with_tilde(dict(self._ledger.facts()))
         text = run_directory.as_json({**environment, "study": facts})
@@ -362,15 +396,24 @@ class _Running:
     def trial_ended(
         self, request: TrialRequest, summary: TrialSummary, steps: bytes | None, node: str
     ) -> None:
-        """Write down how a trial ended: its steps, then the ledger, then the news."""
+        """Take in how a trial ended, so that the next one can be chosen."""
         started = self._started.pop(request.trial_id, _Started(at=_now(), node=node))
         row = self._plan.finish(request, summary, started_at=started.at, node=node or started.node)
-        self._plan.refuse_settings(row)  # nobody's trial: it leaves no row
-        blob = encode_steps(()) if steps is None else steps
-        write_steps(self._directory.step_file(row.trial_id, row.attempt), blob, row)
-        self._ledger.add(row, *parameters_of(self._space, row))
-        self._announce(row)
-        self._plan.refuse_to_go_on(row)
+        refuse_settings(row)  # nobody's trial: it leaves no row
+        self._unwritten.append((row, encode_steps(()) if steps is None else steps))
+
+    def node_quarantined(self, node: str, reason: str) -> None:
+        """Pass on that a node gets no further trials."""
+        self._tell(EventName.NODE_QUARANTINED, node=node, reason=reason)
+
+    def settle(self) -> None:
+        """Write down what has ended: its steps, then the ledger, then the news."""
+        while self._unwritten:
+            row, steps = self._unwritten.pop(0)
+            write_steps(self._directory.step_file(row.trial_id, row.attempt), steps, row)
+            self._ledger.add(row, *parameters_of(self._space, row))
+            self._announce(row)
+            self._breakers.take(row)
 
     def _announce(self, row: TrialRow) -> None:
         summary = row.summary

@@ -1,43 +1,26 @@
-"""Between Ray Tune's hooks and a `TrialSource`."""
+"""Between Ray Tune's hooks and the desk."""
 
-import contextlib
-import json
-import os
-import signal
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.tune import Callback
-from ray.tune.schedulers import FIFOScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from stability_search.records import Outcome, TrialSummary
-from stability_search.search.request import TrialRequest
-from stability_search.search.source import Signals, TrialSource
-from stability_search.search.trainable import WATCHDOG_GRACE_S
+from stability_search.search.desk import Desk, RunningTrial
+from stability_search.search.early import EarlyWorkers
+from stability_search.search.quarantine import Quarantine, node_of
+from stability_search.search.source import Signals
+from stability_search.search.trainable import WARM
+from stability_search.search.worker import ReportKind
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial
 
-DRIVER_GRACE_S = 15.0  # after a trial's limit, when its own clock and watchdog have failed
-_CLOCK_SLACK_S = 1.0  # the driver hears of a start a little late
-
-
-@dataclass(kw_only=True, slots=True)
-class _Running:
-    request: TrialRequest
-    node: str = ""
-    pid: int = 0
-    started: float = 0.0
-    steps: bytes | None = None
-    num_steps: int = 0
-    has_ended: bool = False
-    was_killed: bool = False
-    actor: Any = None
+_TURN_S = 0.5  # Tune is left alone for so long while its workers start
 
 
 class Leave(BaseException):
@@ -50,48 +33,93 @@ class Leave(BaseException):
 class Bridge(Callback):
     """Hears what Tune's trials report. Tune calls every hook by keyword.
 
-    What the source raises is kept and raised outside of Tune, which would wrap it in errors of
-    its own and try to recover.
+    The first trials of Tune are nobody's: they make its workers load torch. Until all of them
+    have, early workers go on taking trials; then each gives its slot up after its trial.
 
     Args:
-        source: Is told.
-        signals: Checked after every event of Tune.
+        desk: Where trials come from and reports go.
+        signals: Taken back from Tune.
+        num_slots: Trials at once, of Tune and early ones together.
+        early: Workers that train already; None where there are none.
+        quarantine: Holds sick nodes.
     """
 
-    def __init__(self, source: TrialSource, signals: Signals) -> None:
-        self._source = source
+    def __init__(
+        self,
+        desk: Desk,
+        signals: Signals,
+        *,
+        num_slots: int,
+        early: EarlyWorkers | None,
+        quarantine: Quarantine,
+    ) -> None:
+        self._desk = desk
+        desk.hold_node = self._hold_node
+        self._quarantine = quarantine
+        self._node_ids: dict[Any, str] = {}  # by actor
         self._signals = signals
-        self._running: dict[str, _Running] = {}
-        self._problem: Exception | None = None
-
-    def raise_problem(self) -> None:
-        """Raise what the source raised, if it did."""
-        if self._problem is not None:
-            raise self._problem
-
-    @contextlib.contextmanager
-    def _keeping_problems(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as problem:  # noqa: BLE001 - raised again by `raise_problem`
-            self._problem = self._problem or problem
+        self._num_slots = num_slots
+        self._early = early
+        self._running: dict[str, RunningTrial] = {}
+        self._warming: set[str] = set()
+        self._num_warmed = 0
+        self._places: dict[Any, tuple[str, int]] = {}  # host and process by actor
+        self._actors: dict[str, Any] = {}
+        self._is_settling_due = False
 
     # -- asked by the searcher ---------------------------------------------------------------
 
-    def next_request(self, ray_id: str) -> TrialRequest | None:
-        """Return the next trial; None where there is none now."""
-        request = None
-        if self._problem is None:
-            with self._keeping_problems():
-                request = self._source.next_trial()
-        if request is not None:
-            self._running[ray_id] = _Running(request=request)
-        return request
+    def next_order(self, ray_id: str) -> str | None:
+        """Return the next trial as text, empty for one that only warms up; None to wait."""
+        if self._num_warmed + len(self._warming) < self._num_slots:
+            self._warming.add(ray_id)
+            return ""
+        running = self._next_trial()
+        # Where Tune has nothing to wait for it would sleep for a second at a time.
+        while running is None and self._early_runs_alone():
+            self._turn(_TURN_S)
+            running = self._next_trial()
+        if running is None:
+            return None
+        self._running[ray_id] = running
+        return running.request.to_text()
+
+    def _next_trial(self) -> RunningTrial | None:
+        num_taken = len(self._running) + (self._early.num_workers if self._early else 0)
+        return self._desk.next_trial() if num_taken < self._num_slots else None
+
+    def _early_runs_alone(self) -> bool:
+        return (
+            self._early is not None
+            and self._early.num_workers > 0
+            and not self._running
+            and not self._warming
+            and not self._desk.must_leave
+        )
+
+    def _turn(self, during_s: float) -> None:
+        """Look after the early workers for a while: they are served at once, Tune's may wait."""
+        end = time.monotonic() + during_s
+        while self._early is not None and self._early.num_workers and not self._desk.must_leave:
+            self._early.turn(self._desk, timeout_s=max(0.0, end - time.monotonic()))
+            if time.monotonic() >= end:
+                return
 
     @property
     def is_over(self) -> bool:
         """True once no further trial will come."""
-        return self._source.is_over
+        return self._desk.is_over
+
+    def note_warm(self, ray_id: str) -> bool:
+        """Hear that a worker has loaded torch, or has failed to; return True if all have."""
+        if ray_id in self._warming:
+            self._warming.discard(ray_id)
+            self._num_warmed += 1
+            if self._num_warmed == self._num_slots and self._early is not None:
+                sys.stdout.write("Ray's workers are ready; the early ones end.\n")  # into run.log
+                sys.stdout.flush()
+                self._early.retire()
+        return self._num_warmed >= self._num_slots
 
     # -- Tune's hooks ------------------------------------------------------------------------
 
@@ -105,22 +133,24 @@ class Bridge(Callback):
         Raises:
             Leave: Nothing more is to be done here.
         """
-        is_over = self._source.is_over and not self._running
-        if self._signals.received is not None or self._problem is not None or is_over:
+        self._turn(_TURN_S if self._warming else 0.0)
+        self._settle()
+        if self._desk.must_leave:
             raise Leave
-        for running in self._running.values():
-            limit = _limit_s(running) + DRIVER_GRACE_S
-            if running.started and not running.was_killed and _age_s(running) > limit:
-                self._kill(running)
+        for ray_id, running in self._running.items():
+            if running.is_overdue and not running.kill() and ray_id in self._actors:
+                ray.kill(self._actors[ray_id])
 
     def on_trial_start(self, *, trial: "Trial", **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401
         """Note when a worker took the trial, and where."""
-        running = self._running[trial.trial_id]
-        running.started = time.monotonic()
-        running.node = str(trial.node_ip or "")
-        running.actor = trial.temporary_state.ray_actor
-        with self._keeping_problems():
-            self._source.trial_started(running.request, running.node)
+        running = self._running.get(trial.trial_id)
+        if running is None:  # it warms up
+            return
+        actor = trial.temporary_state.ray_actor
+        self._actors[trial.trial_id] = actor
+        running.node_id = self._node_id(actor)
+        node, pid = self._places.get(actor, (str(trial.node_ip or ""), 0))
+        self._desk.begin(running, node=node, pid=pid)
 
     def on_trial_result(  # type: ignore[override]
         self,
@@ -130,78 +160,61 @@ class Bridge(Callback):
         **_: Any,  # noqa: ANN401
     ) -> None:
         """Take a report; the blob is taken out, or Tune would keep it."""
-        running = self._running[trial.trial_id]
         payload = result.pop("payload", None)
-        running.node = str(result.get("hostname") or running.node)
-        running.pid = int(result.get("pid") or 0)
-        kind = result.get("kind")
-        if kind == "started":
-            running.started = time.monotonic()  # queueing and starting a worker is free
-        elif kind == "progress":
-            progress = json.loads(payload)
-            running.num_steps = progress["step"]
-            with self._keeping_problems():
-                self._source.trial_progressed(running.request, progress)
-        elif kind == "steps":
-            running.steps = payload
-        elif kind == "summary":
-            self._end(running, TrialSummary.from_json(json.loads(payload)))
+        place = str(result.get("hostname") or ""), int(result.get("pid") or 0)
+        self._places[trial.temporary_state.ray_actor] = place
+        if result["kind"] == WARM:  # the scheduler has noted it
+            return
+        running, kind = self._running[trial.trial_id], ReportKind(result["kind"])
+        if kind is ReportKind.STARTED:
+            self._desk.begin(running, node=place[0], pid=place[1])
+        else:
+            self._desk.hear(running, kind, payload)
 
     def on_trial_complete(self, *, trial: "Trial", **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401
         """Forget the trial."""
-        self._running.pop(trial.trial_id, None)
+        self._forget(trial.trial_id)
+        self._quarantine.hold_more()
 
     def on_trial_error(self, *, trial: "Trial", **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401
         """Name the end of a trial whose worker is gone."""
-        running = self._running.pop(trial.trial_id)
-        if running.has_ended:  # a dirty process gave itself up after its summary
+        if trial.trial_id in self._warming:
+            self.note_warm(trial.trial_id)  # the next trial starts a worker
             return
-        outcome, reason = self._name_loss(running, trial)
-        config = running.request.config
-        summary = TrialSummary(
-            outcome=outcome,
-            reason=reason,
-            num_planned_steps=config.num_planned_steps,
-            num_steps=running.num_steps,
-            wall_s=_age_s(running) if running.started else 0.0,
-            device=config.device,
-        )
-        self._end(running, summary)
+        running = self._forget(trial.trial_id)
+        error = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
+        text = str(error).strip().splitlines() if error is not None else []
+        is_out_of_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+        reason = "ended by Ray's memory monitor" if is_out_of_memory else ""
+        if running is not None:
+            reason = reason or (text[0] if text else "its worker died")
+            self._desk.lose(running, reason, is_out_of_memory=is_out_of_memory)
+        self._quarantine.hold_more()
 
     # ----------------------------------------------------------------------------------------
 
-    def _end(self, running: _Running, summary: TrialSummary) -> None:
-        running.has_ended = True
-        with self._keeping_problems():
-            self._source.trial_ended(running.request, summary, running.steps, running.node)
+    def _hold_node(self, node_id: str) -> bool:
+        self._quarantine.hold(node_id)
+        return self._quarantine.has_usable_node
 
-    def _name_loss(self, running: _Running, trial: "Trial") -> tuple[Outcome, str]:
-        limit = _limit_s(running)
-        is_late = running.started and _age_s(running) >= limit + WATCHDOG_GRACE_S - _CLOCK_SLACK_S
-        if running.was_killed or is_late:
-            return Outcome.TIMED_OUT, f"over {limit:g} s; its process had to be killed"
-        error = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
-        if isinstance(error, ray.exceptions.OutOfMemoryError):
-            return Outcome.OUT_OF_MEMORY, "ended by Ray's memory monitor"
-        text = str(error).strip().splitlines() if error is not None else []
-        return Outcome.INFRASTRUCTURE, (text[0] if text else "its worker died")[:300]
+    def _node_id(self, actor: Any) -> str:  # noqa: ANN401 - Ray's handle has no public type
+        if actor not in self._node_ids:
+            self._node_ids[actor] = node_of(actor)
+        return self._node_ids[actor]
 
-    def _kill(self, running: _Running) -> None:
-        """Kill the worker's process where it can be reached, else its actor through Ray."""
-        running.was_killed = True
-        if running.pid and running.node == os.uname().nodename:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(running.pid, signal.SIGKILL)
-        elif running.actor is not None:
-            ray.kill(running.actor)
+    def is_on_sick_node(self, actor: Any) -> bool:  # noqa: ANN401 - as above
+        """Return True for a worker that should get no further trial."""
+        return self._quarantine.is_held(self._node_id(actor))
 
+    def _forget(self, ray_id: str) -> RunningTrial | None:
+        self._actors.pop(ray_id, None)
+        return self._running.pop(ray_id, None)
 
-def _limit_s(running: _Running) -> float:
-    return running.request.config.timeout_s * running.request.allowance
-
-
-def _age_s(running: _Running) -> float:
-    return time.monotonic() - running.started
+    def _settle(self) -> None:
+        """Write down what has ended, but first let the slots have their next trials."""
+        if self._is_settling_due:
+            self._desk.settle()
+        self._is_settling_due = self._desk.has_unsettled and not self._is_settling_due
 
 
 class KeepWorkers(FIFOScheduler):
@@ -213,11 +226,13 @@ class KeepWorkers(FIFOScheduler):
 
     Args:
         num_slots: Trials at once.
+        bridge: Knows which workers are warm, and which are on a sick node and get dropped.
     """
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, bridge: Bridge) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._num_to_keep = num_slots
+        self._bridge = bridge
 
     def on_trial_add(self, tune_controller: "TuneController", trial: "Trial") -> None:
         """Let the cache of workers hold all of them, once it is known what one occupies."""
@@ -225,28 +240,47 @@ class KeepWorkers(FIFOScheduler):
         cache.increase_max(trial.placement_group_factory, self._num_to_keep)
         self._num_to_keep = 0
 
+    def on_trial_result(
+        self,
+        tune_controller: "TuneController",  # noqa: ARG002 - the base class has it
+        trial: "Trial",
+        result: dict[str, Any],
+    ) -> str:
+        """Let a trial go on, or end it once all workers are warm if it does nothing else."""
+        is_over = result["kind"] == WARM and self._bridge.note_warm(trial.trial_id)
+        return TrialScheduler.STOP if is_over else TrialScheduler.CONTINUE
+
     def choose_trial_to_run(self, tune_controller: "TuneController") -> None:
-        """Choose nothing: pending trials are started in order anyway."""
+        """Drop idle workers of sick nodes; pending trials are started in order anyway."""
+        cache: Any = tune_controller._actor_cache  # noqa: SLF001 - as above
+        actors = tune_controller._actor_manager._live_actors_to_ray_actors_resources  # noqa: SLF001
+        for idle in cache._cached_objects.values():  # noqa: SLF001
+            for tracked in [one for one in idle if self._bridge.is_on_sick_node(actors[one][0])]:
+                idle.remove(tracked)
+                cache._num_cached_objects -= 1  # noqa: SLF001
+                tracked.set_on_stop(None)
+                tracked.set_on_error(None)
+                tune_controller._remove_actor(tracked)  # noqa: SLF001
 
 
 class SourceSearcher(Searcher):
-    """Gives Tune the source's trials, one configuration each.
+    """Gives Tune the desk's trials, one configuration each.
 
     Args:
         bridge: Asked for the next trial.
-        common: What every worker must know.
+        worker: What every worker must know, as plain data.
     """
 
-    def __init__(self, bridge: Bridge, *, common: dict[str, Any]) -> None:
+    def __init__(self, bridge: Bridge, *, worker: dict[str, Any]) -> None:
         super().__init__(metric=None, mode="max")
         self._bridge = bridge
-        self._common = common
+        self._worker = worker
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """Return the next trial's configuration, None to wait, or that there is no more."""
-        request = self._bridge.next_request(trial_id)
-        if request is not None:
-            return {**self._common, "order": request.to_text()}
+        order = self._bridge.next_order(trial_id)
+        if order is not None:
+            return {"worker": self._worker, "order": order}
         return Searcher.FINISHED if self._bridge.is_over else None
 
     def on_trial_complete(

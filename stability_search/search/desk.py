@@ -1,0 +1,246 @@
+"""What the driver knows of the trials that run, wherever they run, and how each end gets its name.
+
+Workers of Ray Tune and the early ones of the driver report to the same desk.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from stability_search.errors import InfrastructureError
+from stability_search.records import Outcome, TrialSummary
+from stability_search.search.breakers import MAX_LOST_IN_A_ROW, NodeWatch
+from stability_search.search.remains import kill_group
+from stability_search.search.request import TrialRequest
+from stability_search.search.source import Signals, TrialSource
+from stability_search.search.worker import WATCHDOG_GRACE_S, ReportKind
+
+DRIVER_GRACE_S = 15.0  # after a trial's limit, when its own clock and watchdog have failed
+_CLOCK_SLACK_S = 1.0  # the driver hears of a start a little late
+
+
+@dataclass(kw_only=True, slots=True)
+class RunningTrial:
+    """A trial that some worker has, or is about to get.
+
+    Attributes:
+        request: What it should train.
+        node: Host of its worker; empty until it is known.
+        node_id: Ray's id of that node; empty without Ray.
+        pid: Process of its worker; 0 until it is known.
+        started: When it began, as `time.monotonic`; 0 while it waits for its worker to start.
+        num_steps: How far it was at its last report.
+        has_ended: True once its end has a name.
+        was_killed: True once the driver has ended its process.
+    """
+
+    request: TrialRequest
+    node: str = ""
+    node_id: str = ""
+    pid: int = 0
+    started: float = 0.0
+    num_steps: int = 0
+    has_ended: bool = False
+    was_killed: bool = False
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds it may take."""
+        return self.request.config.timeout_s * self.request.allowance
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it began; 0 before."""
+        return time.monotonic() - self.started if self.started else 0.0
+
+    @property
+    def is_overdue(self) -> bool:
+        """True if its own clocks have failed and nobody has ended its process yet."""
+        return not self.was_killed and self.age_s > self.limit_s + DRIVER_GRACE_S
+
+    def kill(self) -> bool:
+        """Kill its worker and what that started; return False where it cannot be reached."""
+        self.was_killed = True
+        if not self.pid or self.node != os.uname().nodename:
+            return False
+        kill_group(self.pid)
+        return True
+
+
+class Desk:
+    """Takes trials from a source, and tells it what became of them.
+
+    What the source raises is kept and raised by `raise_problem`, outside of Ray Tune, which would
+    wrap it in errors of its own and try to recover. Once there is a problem no trial is given out.
+
+    Args:
+        source: Is asked and told.
+        signals: Whether somebody asked the study to stop.
+
+    Attributes:
+        hold_node: Keeps trials off a node, by its id, and returns whether another can run them.
+            Without Ray there is no other.
+    """
+
+    def __init__(self, source: TrialSource, signals: Signals) -> None:
+        self._source = source
+        self._signals = signals
+        self._problem: Exception | None = None
+        self._running: list[RunningTrial] = []
+        self._handed_back: list[TrialRequest] = []
+        self._watch = NodeWatch()
+        self.hold_node: Callable[[str], bool] = _has_no_other_node
+        self._begun: list[RunningTrial] = []
+        self.has_unsettled = False
+
+    # -- giving trials out -------------------------------------------------------------------
+
+    def next_trial(self) -> RunningTrial | None:
+        """Return the next trial; None where there is none now."""
+        if self._problem is not None or self._signals.received is not None:
+            return None
+        request = self._handed_back.pop(0) if self._handed_back else None
+        if request is None:
+            with self._keeping_problems():
+                request = self._source.next_trial()
+        if request is None:
+            return None
+        running = RunningTrial(request=request)
+        self._running.append(running)
+        return running
+
+    def hand_back(self, running: RunningTrial) -> None:
+        """Take a trial back that no process has begun; it is given out again."""
+        self._running.remove(running)
+        self._handed_back.append(running.request)
+
+    @property
+    def num_running(self) -> int:
+        """How many trials are given out and have not ended."""
+        return len(self._running)
+
+    @property
+    def is_over(self) -> bool:
+        """True once no further trial will come."""
+        return self._source.is_over
+
+    @property
+    def must_leave(self) -> bool:
+        """True once all is done, somebody asked to stop, or the source has a problem."""
+        is_done = self._source.is_over and not self._running
+        return is_done or self._problem is not None or self._signals.received is not None
+
+    def raise_problem(self) -> None:
+        """Raise what the source raised, if it did."""
+        if self._problem is not None:
+            raise self._problem
+
+    # -- hearing of them ---------------------------------------------------------------------
+
+    def begin(self, running: RunningTrial, *, node: str, pid: int) -> None:
+        """Hear that a process has begun with a trial: queueing and starting a worker is free."""
+        running.node, running.pid = node, pid
+        if not running.started:
+            self._begun.append(running)
+        running.started = time.monotonic()
+        if not self.has_unsettled:
+            self._tell_begun()
+
+    def hear(self, running: RunningTrial, kind: ReportKind, payload: Any) -> None:  # noqa: ANN401
+        """Take a worker's report of how far a trial is, or how it ended."""
+        if kind is ReportKind.PROGRESS:
+            progress = json.loads(payload)
+            running.num_steps = progress["step"]
+            with self._keeping_problems():
+                self._source.trial_progressed(running.request, progress)
+        elif kind is ReportKind.ENDED:
+            text, steps = payload
+            self._end(running, TrialSummary.from_json(json.loads(text)), steps)
+
+    def lose(self, running: RunningTrial, reason: str, *, is_out_of_memory: bool = False) -> None:
+        """Name the end of a trial whose worker is gone."""
+        if running.has_ended:  # a dirty process gave itself up after its summary
+            return
+        limit = running.limit_s
+        is_late = running.started and running.age_s >= limit + WATCHDOG_GRACE_S - _CLOCK_SLACK_S
+        outcome = Outcome.INFRASTRUCTURE
+        if running.was_killed or is_late:
+            outcome = Outcome.TIMED_OUT
+            reason = f"over {limit:g} s; its process had to be killed"
+        elif is_out_of_memory:
+            outcome = Outcome.OUT_OF_MEMORY
+        config = running.request.config
+        summary = TrialSummary(
+            outcome=outcome,
+            reason=reason[:300],
+            num_planned_steps=config.num_planned_steps,
+            num_steps=running.num_steps,
+            wall_s=running.age_s,
+            device=config.device,
+        )
+        self._end(running, summary, None)
+
+    def overdue(self) -> list[RunningTrial]:
+        """Return the trials whose process has to be ended now."""
+        return [running for running in self._running if running.is_overdue]
+
+    def kill_running(self) -> None:
+        """Kill the processes of all trials that run: the study is left."""
+        for running in self._running:
+            running.kill()
+
+    def settle(self) -> None:
+        """Write down what has ended: called once the slots have their next trials."""
+        if self.has_unsettled:
+            with self._keeping_problems():
+                self._source.settle()
+                self.has_unsettled = False
+        self._tell_begun()
+
+    def _tell_begun(self) -> None:
+        """Tell of new trials after the end of those whose slots they have."""
+        while self._begun:
+            running = self._begun.pop(0)
+            with self._keeping_problems():
+                self._source.trial_started(running.request, running.node)
+
+    def _end(self, running: RunningTrial, summary: TrialSummary, steps: bytes | None) -> None:
+        self._tell_begun()
+        running.has_ended = self.has_unsettled = True
+        self._running.remove(running)
+        with self._keeping_problems():
+            self._source.trial_ended(running.request, summary, steps, running.node)
+            self._judge_node(running, summary)
+
+    def _judge_node(self, running: RunningTrial, summary: TrialSummary) -> None:
+        """Keep further trials off a node where workers only die.
+
+        Raises:
+            InfrastructureError: No other node can run them.
+        """
+        node_id = running.node_id or running.node
+        if not self._watch.take(node_id, running.request.trial_id, summary.outcome):
+            return
+        reason = f"{MAX_LOST_IN_A_ROW} attempts in a row, or more, lost their worker there"
+        self._source.node_quarantined(running.node, reason)
+        if not self.hold_node(node_id):
+            raise InfrastructureError(
+                f"no usable node is left: {running.node} lost {MAX_LOST_IN_A_ROW} workers or more "
+                f"in a row (last: {summary.reason}).",
+                hint="Look into the run's log; `stability-search doctor` checks the machine.",
+            )
+
+    @contextlib.contextmanager
+    def _keeping_problems(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as problem:  # noqa: BLE001 - raised again by `raise_problem`
+            self._problem = self._problem or problem
+
+
+def _has_no_other_node(_node_id: str) -> bool:
+    return False

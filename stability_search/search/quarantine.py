@@ -1,0 +1,102 @@
+"""Keeps trials off nodes of a Ray cluster where workers only die."""
+
+import time
+from typing import Any
+
+import ray
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+
+_NODE_LABEL = "ray.io/node-id"  # Ray gives it to every node
+_WAIT_S = 0.5  # what is free is reserved in some milliseconds; a running trial may take long
+
+
+class Quarantine:
+    """Holds the resources of sick nodes, so that Ray starts workers elsewhere.
+
+    They are reserved, one trial's share at a time, so that what a running trial occupies can be
+    held when it ends. A reservation needs no process, and on a sick node none might start.
+
+    Args:
+        cpu_per_trial: CPU cores of a trial, > 0.
+        gpu_per_trial: GPUs of a trial, >= 0.
+    """
+
+    def __init__(self, *, cpu_per_trial: float, gpu_per_trial: float = 0.0) -> None:
+        self._share = {"CPU": cpu_per_trial}
+        if gpu_per_trial > 0:
+            self._share["GPU"] = gpu_per_trial
+        self._held: dict[str, list[PlacementGroup]] = {}
+
+    def hold(self, node_id: str) -> None:
+        """Hold a node: what is free of it at once.
+
+        Args:
+            node_id: Ray's id of the node; one that is gone has nothing to hold.
+        """
+        self._held.setdefault(node_id, [])
+        self.hold_more()
+        deadline = time.monotonic() + _WAIT_S
+        while not all(map(_is_reserved, self._held[node_id])) and time.monotonic() < deadline:
+            time.sleep(_WAIT_S / 50)
+
+    def hold_more(self) -> None:
+        """Hold what has become free of held nodes; call it whenever a worker has ended.
+
+        Ray looks at a reservation that had to wait only now and then, and at a new one at once:
+        made again, it comes before the next worker's.
+        """
+        offered = _nodes() if self._held else {}
+        for node_id, groups in self._held.items():
+            for group in [group for group in groups if not _is_reserved(group)]:
+                remove_placement_group(group)
+                groups.remove(group)
+            for _ in range(self._num_shares(offered.get(node_id, {})) - len(groups)):
+                label = {_NODE_LABEL: node_id}
+                groups.append(placement_group([self._share], bundle_label_selector=[label]))
+
+    def is_held(self, node_id: str) -> bool:
+        """Return True if the node is held, even if it is gone by now."""
+        return node_id in self._held
+
+    @property
+    def has_usable_node(self) -> bool:
+        """True while some node that is not held could run a trial."""
+        return any(
+            node_id not in self._held and self._num_shares(offered) > 0
+            for node_id, offered in _nodes().items()
+        )
+
+    def release_all(self) -> None:
+        """Give everything back."""
+        for groups in self._held.values():
+            for group in groups:
+                remove_placement_group(group)
+        self._held.clear()
+
+    def _num_shares(self, offered: dict[str, float]) -> int:
+        return int(min(offered.get(name, 0.0) / share for name, share in self._share.items()))
+
+
+def node_of(actor: Any) -> str:  # noqa: ANN401 - Ray's handle has no public type
+    """Return the id of the node an actor runs on, or ran on; empty where Ray does not know.
+
+    The actor itself cannot be asked: it may be the one that has just died.
+    """
+    table = ray._private.state.actors(actor._actor_id.hex())  # noqa: SLF001 - no public way
+    node_id = table.get("Address", {}).get("NodeID", "")
+    return str(node_id or "")
+
+
+def _is_reserved(group: PlacementGroup) -> bool:
+    return bool(placement_group_table(group)["state"] == "CREATED")
+
+
+def _nodes() -> dict[str, dict[str, float]]:
+    """Return what each living node offers, by its id."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
