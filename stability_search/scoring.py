@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields
 from statistics import fmean, median
 
 import numpy as np
-from scipy.special import betaincinv
 
 NUM_READINGS = 11  # probe readings k = 0..10, at the tenths of the horizon
 LEVEL_READINGS = 3  # readings under the median that makes a level
@@ -373,7 +372,7 @@ def mean_lower_bound(qs: Sequence[float], *, constants: ScoreConstants = S_V1) -
     if c <= 0:
         return 0.0
     c = min(c, 1.0)
-    return _clip(float(betaincinv(0.5 + n * c, 0.5 + n * (1 - c), constants.lower_bound)))
+    return _beta_quantile(constants.lower_bound, 0.5 + n * c, 0.5 + n * (1 - c))
 
 
 def stability_score(
@@ -500,4 +499,10 @@ def bad_rate_bound(num_bad: int, num_judged: int, *, confidence: float = 0.95) -
     if num_bad == 0:
         rule = 3.0 if confidence == 0.95 else -math.log1p(-confidence)  # noqa: PLR2004
         return min(1.0, rule / num_judged)
-    return _clip(float(betaincinv(num_bad + 1, num_judged - num_bad, confidence)))
+    return _beta_quantile(confidence, num_bad + 1, num_judged - num_bad)
+
+
+def _beta_quantile(share: float, a: float, b: float) -> float:
+    from scipy.special import betaincinv  # loads for .15 s, which no trial need wait for
+
+    return _clip(float(betaincinv(a, b, share)))

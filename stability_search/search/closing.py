@@ -26,7 +26,6 @@ from stability_search.search.ledger import Ledger
 from stability_search.search.plan import StudyPlan
 from stability_search.search.run_directory import RunDirectory
 from stability_search.space import Space
-from stability_search.step_files import read_steps
 
 if TYPE_CHECKING:
     from stability_search.table import Tables
@@ -138,6 +137,7 @@ def write_all(
         command: The command line, for the record.
     """
     from stability_search.report import Report, verdict_lines, write_report
+    from stability_search.step_files import read_steps
     from stability_search.table import build_tables, study_yardsticks, write_tables
 
     yardsticks = study_yardsticks(rows, space.study)

@@ -5,6 +5,7 @@ told how each ended. Ray's own experiment state is disposable.
 """
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -37,6 +38,17 @@ _CONNECT_ATTEMPTS = 6
 _LEAVE_S = 3.0  # what has not ended by then is killed
 _FOLDER_PREFIX = "stability-"  # followed by the driver's process id
 
+# What is needed once the first trial has ended, and Ray: three seconds of imports, during which
+# the early workers load torch and begin. Later they would hold up trials that end.
+_LOADED_AHEAD = (
+    "optuna.storages",
+    "scipy.special",
+    "scipy.stats.qmc",
+    "stability_search.step_files",
+    "ray",
+    "ray.tune",
+    "stability_search.search.tune_bridge",
+)
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -306,7 +318,7 @@ def drive(  # noqa: PLR0913 - where, with what, and for whom
     desk = Desk(source, signals)
     try:
         if early is not None:
-            _train_early(desk, early, cluster)
+            _train_early(desk, early, cluster, signals)
         if not desk.must_leave:
             cluster.wait(signals)
             signals.install()  # Ray takes SIGTERM
@@ -320,9 +332,13 @@ def drive(  # noqa: PLR0913 - where, with what, and for whom
     signals.check()
 
 
-def _train_early(desk: Desk, early: EarlyWorkers, cluster: Cluster) -> None:
+def _train_early(desk: Desk, early: EarlyWorkers, cluster: Cluster, signals: Signals) -> None:
     """Let early workers train until Ray is there, or nothing is left to do."""
     early.feed(desk)
+    for module in _LOADED_AHEAD:
+        signals.check()
+        importlib.import_module(module)
+        early.turn(desk, timeout_s=0)
     while early.num_workers and not desk.must_leave and not cluster.is_settled:
         if early.has_begun:  # before, every core is needed to begin
             cluster.start()

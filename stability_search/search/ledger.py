@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Self
 from stability_search.errors import StoppedEarlyError, UsageError
 from stability_search.files import PART_SUFFIX, cannot_write, put_in_place
 from stability_search.records import Json, Outcome, Stage, TrialRow
-from stability_search.step_files import DamagedStepFileError, read_row
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -377,6 +376,8 @@ def _write_errors(path: Path) -> Iterator[None]:
 
 
 def _rows_of_step_files(folder: Path) -> tuple[list[TrialRow], tuple[str, ...]]:
+    from stability_search.step_files import DamagedStepFileError, read_row
+
     rows, unreadable = [], []
     for path in sorted(folder.glob("*.parquet")):
         try:

@@ -56,7 +56,6 @@ from stability_search.search.source import Interrupted, Signals
 from stability_search.seeding import derive_seed
 from stability_search.space import Space
 from stability_search.standing import score_trial
-from stability_search.step_files import encode_steps, write_steps
 
 Listener = Callable[[Event], None]
 
@@ -266,7 +265,7 @@ class _Running:
         self._on_event = on_event
         self._stage: Stage | None = None
         self._started: dict[str, _Started] = {}
-        self._unwritten: list[tuple[TrialRow, bytes]] = []
+        self._unwritten: list[tuple[TrialRow, bytes | None]] = []
         self._plan: StudyPlan
         self._breakers: Breakers
 
@@ -400,7 +399,7 @@ class _Running:
         started = self._started.pop(request.trial_id, _Started(at=_now(), node=node))
         row = self._plan.finish(request, summary, started_at=started.at, node=node or started.node)
         refuse_settings(row)  # nobody's trial: it leaves no row
-        self._unwritten.append((row, encode_steps(()) if steps is None else steps))
+        self._unwritten.append((row, steps))
 
     def node_quarantined(self, node: str, reason: str) -> None:
         """Pass on that a node gets no further trials."""
@@ -410,10 +409,16 @@ class _Running:
         """Write down what has ended: its steps, then the ledger, then the news."""
         while self._unwritten:
             row, steps = self._unwritten.pop(0)
-            write_steps(self._directory.step_file(row.trial_id, row.attempt), steps, row)
+            self._write_steps(row, steps)
             self._ledger.add(row, *parameters_of(self._space, row))
             self._announce(row)
             self._breakers.take(row)
+
+    def _write_steps(self, row: TrialRow, steps: bytes | None) -> None:
+        from stability_search.step_files import encode_steps, write_steps  # loads pyarrow
+
+        blob = encode_steps(()) if steps is None else steps
+        write_steps(self._directory.step_file(row.trial_id, row.attempt), blob, row)
 
     def _announce(self, row: TrialRow) -> None:
         summary = row.summary

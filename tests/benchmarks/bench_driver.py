@@ -300,6 +300,10 @@ class Until:
         if request.stage is Stage.SEARCH:
             self.ended_at.append((time.perf_counter(), time.process_time()))
 
+    def node_quarantined(self, node: str, reason: str) -> None:
+        """Refuse: nothing here loses a worker."""
+        raise AssertionError(f"{node}: {reason}")
+
     def settle(self) -> None:
         """Pass it on."""
         self._study.settle()

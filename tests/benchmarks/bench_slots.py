@@ -1,8 +1,8 @@
-"""How much of the slots' time is spent in training: 64 trials of about 1 s.
+"""How much of the slots' time is spent in training: 64 search trials of about 1 s.
 
     python -m tests.benchmarks.bench_slots [--ours-only]
 
-Counted from the start of the command to the end of the last of 7 pilot and 57 search trials, so
+Counted from the start of the command to the end of the last of 7 pilot and 64 search trials, so
 that starting Python, Ray and the workers is part of it. Beside it plain Ray Tune with function
 trainables, which report at every step, and with class trainables that are not reused; both
 train the same model on the same batches, in fewer trials because they are slow, and are counted
@@ -30,7 +30,7 @@ SPACE = """\
 task: {task}:Busy
 trial: {{steps: 100}}
 space: {{learning_rate: {{loguniform: {{low: 1e-4, high: 1e-2}}}}}}
-search: {{trials: 57}}
+search: {{trials: 64}}
 confirm: {{top: 1, seeds: 1, steps: 100, octaves: 0, min_margin: 0}}
 """
 
@@ -151,7 +151,7 @@ def run_rival(kind: str, folder: Path) -> None:
                 self._trial.close()
             return {"loss": loss, "done": is_done}
 
-    ray.init(include_dashboard=False, num_cpus=len(os.sched_getaffinity(0)))
+    ray.init(address="local", include_dashboard=False, num_cpus=len(os.sched_getaffinity(0)))
     trainable: Any = function if kind == "function" else Trainable
     tune.Tuner(
         trainable,

@@ -111,6 +111,9 @@ class Source:
         self.summaries.append(summary)
         self._note(f"ended {request.index}")
 
+    def node_quarantined(self, node: str, reason: str) -> None:
+        raise AssertionError(f"{node}: {reason}")
+
     def settle(self) -> None:
         self._note("settled")
 

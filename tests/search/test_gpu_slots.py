@@ -126,6 +126,9 @@ class Waves:
         self._num_running -= 1
         self.summaries[request.trial_id] = summary
 
+    def node_quarantined(self, node: str, reason: str) -> None:
+        raise AssertionError(f"{node}: {reason}")
+
     def settle(self) -> None:
         """Write nothing."""
 

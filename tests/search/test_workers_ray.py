@@ -115,6 +115,9 @@ class Given:
         self._num_running -= 1
         self.ends[request.trial_id] = summary
 
+    def node_quarantined(self, node: str, reason: str) -> None:
+        raise AssertionError(f"{node}: {reason}")
+
     def settle(self) -> None:
         """Write nothing."""
 
