@@ -104,10 +104,17 @@ def what_to_widen(view: View) -> str:
     rows = [row for row in view.results if row["stage"] in {"search", "pilot"}]
     rates = sorted(row["learning_rate"] for row in rows if row.get("learning_rate"))
     closest = view.by_id.get(view.verdict.closest or "")
-    if not rates or closest is None or not closest.get("learning_rate"):
+    if not rates:
         return "Run more trials: too few ended to say which setting to widen."
     if "learning_rate" not in view.report.varying:
         return "Let learning_rate vary: it is the setting that most often decides stability."
+    completed = [row for row in rows if row["outcome"] == Outcome.COMPLETED]
+    if not completed:
+        return f"Widen learning_rate downwards: every trial from {number(rates[0])} on broke."
+    if all(not row["progress"] for row in completed):
+        return "Raise trial.steps: what completed had not yet learned anything."
+    if closest is None or not closest.get("learning_rate"):
+        return "Run more trials: too few ended to say which setting to widen."
     found = _rate_hint(rows, closest)
     if found:
         return found
@@ -125,11 +132,6 @@ def _rate_hint(rows: Sequence[Row], closest: Row) -> str:
     rates = [row["learning_rate"] for row in rows if row.get("learning_rate")]
     rate, low, high = closest["learning_rate"], min(rates), max(rates)
     broke = [row for row in rows if row["outcome"] != Outcome.COMPLETED]
-    completed = [row for row in rows if row["outcome"] == Outcome.COMPLETED]
-    if not completed:
-        return f"Widen learning_rate downwards: every trial from {number(low)} on broke."
-    if all(not row["progress"] for row in completed):
-        return "Raise trial.steps: what completed had not yet learned anything."
     if log2(rate / low) <= 1 and closest.get("progress") != 0:
         return f"Widen learning_rate downwards: the closest lies at its lower end ({number(low)})."
     if log2(high / rate) <= 1 and not broke:

@@ -4,7 +4,8 @@ None of it trips on instability: where every trial diverges, the study is finish
 costs the same at the first trial and at the ten thousandth.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from stability_search.errors import InfrastructureError, UsageError, UserCodeError
 from stability_search.records import Outcome, Stage, TrialRow
@@ -15,6 +16,11 @@ EARLY_TRIALS = 5  # so many that fail in the same way are the user's code, not b
 MIN_LOST_ATTEMPTS = 5
 MAX_LOST_SHARE = 0.2
 MAX_LOST_IN_A_ROW = 3  # on one node
+LOSS_HINT = (
+    "If these trials share a setting, the task may crash Python with it; else look into the run's "
+    "log: `stability-search doctor` checks the machine."
+)
+_NUM_NAMED = 5
 
 
 def refuse_settings(row: TrialRow) -> None:
@@ -48,7 +54,7 @@ class Breakers:
         self._num_alike = 0
         self._has_other_end = False
         self._num_attempts = 0
-        self._num_lost = 0
+        self._lost: Counter[str] = Counter()  # attempts, by trial
         for row in earlier:
             self._note_error(row)
 
@@ -67,7 +73,7 @@ class Breakers:
             self._refuse_identical_errors(row)
         self._num_attempts += 1
         if row.summary.outcome is Outcome.INFRASTRUCTURE:
-            self._num_lost += 1
+            self._lost[row.trial_id] += 1
             self._refuse_losses(row)
 
     def _note_error(self, row: TrialRow) -> None:
@@ -91,12 +97,29 @@ class Breakers:
         )
 
     def _refuse_losses(self, row: TrialRow) -> None:
-        lost, attempts = self._num_lost, self._num_attempts
+        lost, attempts = self._lost.total(), self._num_attempts
         if lost > max(MIN_LOST_ATTEMPTS, MAX_LOST_SHARE * attempts):
             raise InfrastructureError(
-                f"{lost} of {attempts} attempts lost their worker (last: {row.summary.reason}).",
-                hint="Look into the run's log; `stability-search doctor` checks the machine.",
+                f"{lost} of {attempts} attempts lost their worker ({named(self._lost)}; last: "
+                f"{row.summary.reason}).",
+                hint=LOSS_HINT,
             )
+
+
+def named(lost: Mapping[str, int]) -> str:
+    """Name trials with their lost attempts, those that lost most first.
+
+    Args:
+        lost: Attempts, by trial.
+
+    Example:
+        >>> named({"search-0002": 1, "search-0007": 3})
+        'search-0007 3 times, search-0002 once'
+    """
+    most = Counter(lost).most_common(_NUM_NAMED)
+    words = ["once" if count == 1 else f"{count} times" for _, count in most]
+    parts = [f"{name} {word}" for (name, _), word in zip(most, words, strict=True)]
+    return ", ".join(parts) + (", ..." if len(lost) > _NUM_NAMED else "")
 
 
 class NodeWatch:
@@ -133,3 +156,7 @@ class NodeWatch:
             return False
         self._sick.add(node)
         return True
+
+    def losses(self, node: str) -> Mapping[str, int]:
+        """Return the attempts that a node lost in a row, by trial."""
+        return Counter(self._lost.get(node, ()))

@@ -45,7 +45,11 @@ def loss_may_differ(space: Space, rows: Iterable[TrialRow]) -> tuple[str, ...]:
         space: The study's space.
         rows: All finished trials.
     """
-    names = [name for name in space.varying if name not in SETTING_NAMES]
+    names = [
+        parameter.name
+        for parameter in space.parameters
+        if parameter.name not in SETTING_NAMES and len(parameter.choices) != 1
+    ]
     if not names or all(row.summary.has_probe_loss is not False for row in rows):
         return ()
     go, one = ("goes", "it") if len(names) == 1 else ("go", "one of them")

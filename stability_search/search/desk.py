@@ -13,7 +13,12 @@ from typing import Any
 
 from stability_search.errors import InfrastructureError
 from stability_search.records import Outcome, TrialSummary
-from stability_search.search.breakers import MAX_LOST_IN_A_ROW, NodeWatch
+from stability_search.search.breakers import (
+    LOSS_HINT,
+    MAX_LOST_IN_A_ROW,
+    NodeWatch,
+    named,
+)
 from stability_search.search.remains import kill_group
 from stability_search.search.request import TrialRequest
 from stability_search.search.source import Signals, TrialSource
@@ -228,10 +233,11 @@ class Desk:
         reason = f"{MAX_LOST_IN_A_ROW} attempts in a row, or more, lost their worker there"
         self._source.node_quarantined(running.node, reason)
         if not self.hold_node(node_id):
+            losses = named(self._watch.losses(node_id))
             raise InfrastructureError(
                 f"no usable node is left: {running.node} lost {MAX_LOST_IN_A_ROW} workers or more "
-                f"in a row (last: {summary.reason}).",
-                hint="Look into the run's log; `stability-search doctor` checks the machine.",
+                f"in a row ({losses}; last: {summary.reason}).",
+                hint=LOSS_HINT,
             )
 
     @contextlib.contextmanager

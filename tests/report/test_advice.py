@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from stability_search.report.advice import warnings
+from stability_search.records import Outcome, Stage
+from stability_search.report.advice import warnings, what_to_widen
 from stability_search.report.context import View
 from tests.report.study_reports import report_of
 from tests.study_rows import stable_study
@@ -38,3 +39,19 @@ def test_a_schedule_over_two_horizons_is_warned_of(steps: int, *, is_said: bool)
     scheduled = replace(report, study=study, tables=replace(report.tables, trials=trials))
     assert any("schedule depends" in one for one in warnings(View(scheduled))) is is_said
     assert not any("schedule depends" in one for one in warnings(View(report)))
+
+
+def test_where_every_trial_broke_the_lowest_learning_rate_is_the_one_to_go_below() -> None:
+    """Also where nothing is called the closest, because there was no signal to rank by."""
+    case = stable_study()
+    ended = {"outcome": Outcome.PRUNED, "reason": "3 bad steps of 3"}
+    rows = tuple(
+        replace(row, summary=replace(row.summary, **ended))
+        for row in case.rows
+        if row.stage is not Stage.CONFIRM
+    )
+    broken = replace(case, rows=rows, verdict=replace(case.verdict, closest=None))
+    said = what_to_widen(View(report_of(broken)))
+    assert said.startswith("Widen learning_rate downwards: every trial from ")
+    assert said.endswith(" on broke.")
+    assert not what_to_widen(View(report_of(case))).endswith(" on broke.")
