@@ -108,14 +108,11 @@ def what_to_widen(view: View) -> str:
         return "Run more trials: too few ended to say which setting to widen."
     if "learning_rate" not in view.report.varying:
         return "Let learning_rate vary: it is the setting that most often decides stability."
-    completed = [row for row in rows if row["outcome"] == Outcome.COMPLETED]
-    if not completed:
-        return f"Widen learning_rate downwards: every trial from {number(rates[0])} on broke."
-    if all(not row["progress"] for row in completed):
-        return "Raise trial.steps: what completed had not yet learned anything."
-    if closest is None or not closest.get("learning_rate"):
+    found = _step_hint(rows, rates[0])
+    if not found and closest is None:
         return "Run more trials: too few ended to say which setting to widen."
-    found = _rate_hint(rows, closest)
+    if not found and closest is not None and closest.get("learning_rate"):
+        found = _rate_hint(rows, closest)
     if found:
         return found
     absent = [
@@ -125,6 +122,16 @@ def what_to_widen(view: View) -> str:
     ]
     hint = f", and let {absent[0]} vary" if absent else ", and raise trial.steps"
     return f"Widen learning_rate downwards{hint}: in these ranges nothing had progress and margin."
+
+
+def _step_hint(rows: Sequence[Row], low: float) -> str:
+    """Say what to change where nothing completed, or nothing learned; else nothing."""
+    completed = [row for row in rows if row["outcome"] == Outcome.COMPLETED]
+    if not completed:
+        return f"Widen learning_rate downwards: every trial from {number(low)} on broke."
+    if all(not row["progress"] for row in completed):
+        return "Raise trial.steps: what completed had not yet learned anything."
+    return ""
 
 
 def _rate_hint(rows: Sequence[Row], closest: Row) -> str:

@@ -29,6 +29,8 @@ from stability_search.settings import EngineSettings, TaskReference, TrialConfig
 from stability_search.trial import run_trial
 from stability_search.yardstick import probe_steps
 
+pytestmark = pytest.mark.fault
+
 TINY = Path(__file__).resolve().parents[1] / "tiny_task.py"
 
 Undo = Callable[[], object]

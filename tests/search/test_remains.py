@@ -13,7 +13,10 @@ import pytest
 from stability_search.search import remains
 from stability_search.search.remains import MARK, ended_at_last, kill_group, kill_marked, new_mark
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.skipif(sys.platform != "linux", reason="needs /proc"),
+]
 
 LEADER = """\
 import subprocess, sys

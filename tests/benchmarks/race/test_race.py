@@ -29,6 +29,7 @@ def _training(*, rate: float = 0.01, steps: int = 20) -> Training:
     )
 
 
+@pytest.mark.fault
 def test_a_training_is_run_once_and_another_one_anew(tmp_path: Path) -> None:
     store = Store(tmp_path)
     first = store.run(_training())
@@ -39,6 +40,7 @@ def test_a_training_is_run_once_and_another_one_anew(tmp_path: Path) -> None:
     assert store.num_run == 2
 
 
+@pytest.mark.fault
 def test_a_training_followed_reads_what_a_whole_one_reads(tmp_path: Path) -> None:
     store = Store(tmp_path)
     whole = store.run(_training())
@@ -51,6 +53,7 @@ def test_a_training_followed_reads_what_a_whole_one_reads(tmp_path: Path) -> Non
     assert store.num_run == num_run
 
 
+@pytest.mark.fault
 def test_a_training_broken_off_costs_what_it_ran_and_goes_on_later(tmp_path: Path) -> None:
     store = Store(tmp_path)
     steps = store.follow(_training())
@@ -63,6 +66,7 @@ def test_a_training_broken_off_costs_what_it_ran_and_goes_on_later(tmp_path: Pat
     assert [reading.step for reading in again] == [*range(6, 21, 2)]
 
 
+@pytest.mark.fault
 def test_a_training_that_the_engine_ends_reads_nan_last(tmp_path: Path) -> None:
     training = _training(rate=1e30)
     engine = replace(training.config.engine, max_bad_steps=3)
@@ -73,6 +77,7 @@ def test_a_training_that_the_engine_ends_reads_nan_last(tmp_path: Path) -> None:
     assert last.step < 20
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("method", ["random", "threshold"])
 def test_a_rival_launches_trials_until_the_budget_is_spent(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -90,6 +95,7 @@ def test_a_rival_launches_trials_until_the_budget_is_spent(
     assert finished.choice["learning_rate"] == 0.01  # what is trained today comes first
 
 
+@pytest.mark.fault
 def test_trainings_pass_on_to_sources_that_train_alike_and_to_no_others(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.run(_training())
