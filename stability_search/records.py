@@ -459,7 +459,8 @@ class Verdict(_Record):
         closest: What came closest where nothing met the bar; None otherwise.
         confirmed: Configurations that had all seeds, best first.
         unfinished: Candidates whose confirmation did not end.
-        spared: Candidates that were not confirmed, since they could not have changed the choice.
+        spared: Candidates left out of confirm: by the yardstick with which it began they could not
+            have scored 2 % more than the choice, or missed the bar at every rate.
         missed: What the closest missed, in plain words.
         reason: One sentence on why there is no choice, or no verdict; empty for `stable`.
         warnings: What a reader must know beside the verdict, one sentence each.

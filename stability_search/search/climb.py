@@ -1,8 +1,9 @@
-"""Which ladders are climbed, and how far: no further than it can change the verdict.
+"""Which ladders are climbed, and how far: hardly further than it can change the verdict.
 
   first     the best candidate's ladder; of today's configuration the ladder too if it lives on
             the ladder's seeds, else those seeds alone
-  others    together, unless a base of the first scores what any configuration could
+  others    together, unless a base of the first scores what any configuration could, but for 2 %
+            and by the yardstick with which confirm began
   hopeless  a ladder no rung of which meets the bar on the ladder's seeds: its base gets the other
             seeds only if nothing else meets the bar, to say what came closest
   fastest   the rung with the lowest last probe level of those that meet the bar gets all seeds,
@@ -55,13 +56,20 @@ class Ladders:
         return tuple(rung.config_id for rung in self.confirmed)
 
     @property
+    def is_first_known(self) -> bool:
+        """True once the first candidate has a base, or is known to miss the bar beside one."""
+        first = self.progress[0]
+        is_beside_one = first.is_hopeless and bool(self.bases)
+        return first.base is not None or self.is_decided or is_beside_one
+
+    @property
     def unfinished(self) -> tuple[str, ...]:
         """Candidates without a base that the budget left out."""
         return () if self.is_decided else self._without_base
 
     @property
     def spared(self) -> tuple[str, ...]:
-        """Candidates without a base that could not have changed the verdict."""
+        """Candidates without a base that were left out although the budget allowed them."""
         return self._without_base if self.is_decided else ()
 
     @property
@@ -105,7 +113,7 @@ class Climb:
         self._can_afford = can_afford
         self._progress = [Progress() for _ in grids]
         self._asked: dict[tuple[str, int], Rung] = {}
-        self._reserved = 0
+        self._reserved: dict[int, int] = {}  # trials that ladders may still need
         self._is_affordable = True
 
     def climb(self) -> tuple[list[tuple[Rung, int]], Ladders]:
@@ -127,8 +135,7 @@ class Climb:
                 for position in everyone:
                     self._ask(position, self._progress[position], even_hopeless=True)
         if not (self._asked or is_decided):  # the budget allows no other: finish the first
-            self._is_affordable = True
-            self._ask(0, self._progress[0], even_hopeless=self._progress[0].is_hopeless)
+            self._ask(0, self._progress[0], even_hopeless=True)
         fastest = self._fastest() if has_ended and not self._asked else None
         needed = [(rung, seed) for (_, seed), rung in self._asked.items()]
         return needed, Ladders(
@@ -148,15 +155,16 @@ class Climb:
     def _ask(self, position: int, progress: Progress, *, even_hopeless: bool = False) -> None:
         """Ask for what a ladder needs, if it can be afforded beside those before it."""
         self._progress[position] = progress
-        if progress.is_hopeless and not even_hopeless:
-            return
-        wanted = dict(_keyed(progress.wanted))
+        is_put_off = progress.is_hopeless and not even_hopeless
+        wanted = {} if is_put_off else dict(_keyed(progress.wanted))
         new = {key: rung for key, rung in wanted.items() if key not in self._asked}
-        can_go_on = not new or self._can_afford(self._reserved + len(new))
-        self._is_affordable = self._is_affordable and can_go_on
-        if self._is_affordable and wanted:
+        others = sum(count for key, count in self._reserved.items() if key != position)
+        can_go_on = not new or self._can_afford(others + len(new))
+        # Nothing comes before the first; a later one must not pass one that cannot go on.
+        self._is_affordable = can_go_on and (position == 0 or self._is_affordable)
+        if self._is_affordable and progress.wanted:
             self._asked |= new
-            self._reserved += max(self._ladders[position].most_trials_left(), len(new))
+            self._reserved[position] = max(self._ladders[position].most_trials_left(), len(new))
 
     def _is_unbeatable(self, position: int) -> bool:
         base = self._progress[position].base

@@ -226,7 +226,7 @@ class Confirmation:
         ).climb()
         if wanted:
             return Need(trials=_trials(wanted, start))
-        if ladders.progress[0].base is None and not ladders.is_decided:
+        if not ladders.is_first_known:
             return verdicts.incomplete(
                 rows,
                 start.of_confirm,
@@ -280,14 +280,7 @@ class Confirmation:
         can_afford: Callable[[int], bool],
     ) -> Need | Verdict:
         """Take the first look, and the second where one is due."""
-        first = take_look(
-            rows_of_look(rows, self._confirm.seeds),
-            self._study,
-            results,
-            rungs=ladders.confirmed,
-            seeds_of=self._first_seeds(ladders),
-            competing=[rung.config_id for rung in ladders.bases],
-        )
+        first = self._first_look(rows, ladders, results)
         end = self._end_of_look(rows, first, ladders)
         if end is not None:
             return end
@@ -301,6 +294,23 @@ class Confirmation:
         if more.wanted and can_go_on:
             return Need(trials=_trials(more.wanted, start))
         return self._look_again(rows, ladders, results, first, more)
+
+    def _first_look(self, rows: Sequence[TrialRow], ladders: Ladders, results: Results) -> Look:
+        """Compare the bases; the fastest too where none of them meets the bar any more."""
+
+        def look(competing: Sequence[Rung]) -> Look:
+            return take_look(
+                rows_of_look(rows, self._confirm.seeds),
+                self._study,
+                results,
+                rungs=ladders.confirmed,
+                seeds_of=self._first_seeds(ladders),
+                competing=[rung.config_id for rung in competing],
+            )
+
+        first = look(ladders.bases)
+        # By the final yardstick a base may miss the bar that a rung which learned more meets.
+        return first if first.met or ladders.fastest is None else look(ladders.confirmed)
 
     def _look_again(
         self,

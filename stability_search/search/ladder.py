@@ -4,8 +4,7 @@
   down    2 seeds at LR/2, LR/4, ... until a rung meets the bar and S no longer rises, or could
           not: the rungs above bound S of the next one down
   base    of the rungs in range, the highest S that meets the bar (if none, the highest S)
-  seeds   the base gets all; if it then misses the bar, the next rung down does, unless it is
-          known to miss it, too; once
+  seeds   the base gets all; if it then misses the bar, the next rung down does; once
 
 Every function here is one of the finished trials alone, and a trial that is asked for once is
 asked for in whatever order the others finish: so neither resuming nor parallel running changes
@@ -128,8 +127,8 @@ class Progress:
         wanted: What it needs now; empty once it has ended.
         base: Its base with all seeds; None until then.
         outgrown: An earlier base that missed the bar with all seeds; None if there was none.
-        is_hopeless: True if no rung meets the bar with the ladder's seeds, so that what is
-            wanted shows no more than by how much it is missed.
+        is_hopeless: True if no rung that could become the base meets the bar with the ladder's
+            seeds, so that what is wanted shows no more than by how much it is missed.
     """
 
     wanted: tuple[Wanted, ...] = ()
@@ -162,8 +161,8 @@ class Ladder:
         wanted = self._climb_up() or self._climb_down()
         if wanted:
             return Progress(wanted=wanted)
-        progress = self._fill(self._choose_base())
-        return replace(progress, is_hopeless=not self.sound_rungs())
+        base = self._choose_base()
+        return replace(self._fill(base), is_hopeless=self._is_hopeless(base))
 
     def glance(self) -> Progress:
         """Say what the ladder needs until it is known whether its candidate lives at all."""
@@ -263,14 +262,18 @@ class Ladder:
             key=lambda rung: (self._score(rung.octave).score, -abs(rung.octave), -rung.octave),
         )
 
+    def _is_hopeless(self, base: Rung) -> bool:
+        below = self._grid.rung(base.octave - 1)
+        is_known = below.octave in self._climbed or not below.is_in_range
+        return is_known and not self.sound_rungs()
+
     def _fill(self, base: Rung) -> Progress:
         """Give the base all seeds, and if it then misses the bar the next rung down; once."""
         wanted = self._want(base.octave, self._all)
         if wanted:
             return Progress(wanted=wanted)
         below = self._grid.rung(base.octave - 1)
-        is_hopeless = below.octave in self._climbed and not self._meets_bar(below, self._pair)
-        if self._meets_bar(base, self._all) or not below.is_in_range or is_hopeless:
+        if self._meets_bar(base, self._all) or not below.is_in_range:
             return Progress(base=base)
         wanted = self._want(below.octave, self._all)
         if wanted:

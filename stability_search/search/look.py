@@ -82,7 +82,7 @@ def take_look(  # noqa: PLR0913 - every argument is a fact of the look
         for rung in rungs
     )
     competing = frozenset(competing)
-    missing = (results.missing(r.config_id, seeds_of[r.config_id]) for r in rungs)
+    missing = (results.missing(id_, seeds_of[id_]) for id_ in competing if id_ in seeds_of)
     return Look(
         measure=measure,
         confirmed=confirmed,

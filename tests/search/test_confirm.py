@@ -1,11 +1,13 @@
 """What confirm proves: looks, choice, budgets, warnings; and that order changes nothing."""
 # ruff: noqa: S311 - dice for tests, not for secrets
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -249,7 +251,83 @@ def test_todays_configuration_is_always_tried_and_climbed_first_only_if_it_lives
     assert verdict.spared == (name(space, 2.0, RATE),)  # it misses the bar whatever more shows
     verdict, after = finish(space, rows, lambda *_: 0.3)
     assert verdict.spared == ()  # nothing meets the bar: what came closest is worth knowing
-    assert len(verdict.confirmed) == 2
+    assert len(verdict.confirmed) == 4  # of both ladders the base and the rung below it
+
+
+def by_octave_and_clip(truth: Callable[[int, float | None, int], float | Outcome]) -> Truth:
+    """Let the truth depend on the octave above RATE, the clip norm and the seed."""
+
+    def of_settings(values: Mapping[str, Any], seed: int, _attempt: int) -> float | Outcome:
+        octave = round(math.log2(values["learning_rate"] / RATE))
+        return truth(octave, values["clip_norm"], seed)
+
+    return of_settings
+
+
+def test_a_ladder_whose_fallback_may_meet_the_bar_is_not_hopeless() -> None:
+    """Both bases miss the bar; the rungs below, which nobody has tried, meet it."""
+    space = make_space(top=2, octaves=1)
+    truth = by_octave_and_clip(
+        lambda octave, clip, _: {0: 0.3, -1: 0.4, -2: 0.6}.get(
+            octave, 0.0 if octave > 0 else 0.9 + (clip or 0) / 40
+        )
+    )
+    orders: tuple[Callable[[tuple[ConfirmTrial, ...]], Sequence[ConfirmTrial]], ...] = (
+        lambda trials: trials[:1],
+        lambda trials: trials[-1:],
+        lambda trials: trials,
+    )
+    for pick in orders:
+        verdict, rows = finish(space, two(space), truth, pick=pick)
+        assert verdict.choice == name(space, 2.0, RATE / 8)
+        assert verdict.spared == ()
+        assert sum(executed(rows).values()) == 42
+
+
+def test_a_lost_seed_of_the_fastest_weakens_no_test_between_the_bases() -> None:
+    space = make_space(top=2)
+
+    def truth(octave: int, clip: float | None, seed: int) -> float | Outcome:
+        if clip == 2.0:
+            return 0.8 if octave <= 3 else 0.0
+        if octave == 1:
+            return Outcome.USER_ERROR if seed == 3 else 1.1
+        return 0.95 if octave <= 0 else {2: 0.7, 3: 0.6}.get(octave, 0.0)
+
+    verdict, rows = finish(
+        space, two(space), by_octave_and_clip(truth), can_afford=lambda _, more: more < 10
+    )
+    assert executed(rows)[2 * RATE, 1.0] == 5
+    assert verdict.choice_reason is ChoiceReason.WINNER
+
+
+def test_where_no_base_meets_the_bar_any_more_the_fastest_may_be_the_choice() -> None:
+    """It learns more than anything before, so that the base is less than half of it."""
+    space = make_space(top=1)
+    rates = {1: 2.3, 2: 2.0, 3: 1.5}
+    verdict, _ = finish(
+        space,
+        searched(space, (1.0, config(RATE))),
+        by_octave_and_clip(lambda octave, _clip, _: rates.get(octave, 0.0 if octave > 3 else 1.0)),
+    )
+    assert (verdict.choice, verdict.choice_reason) == (
+        name(space, 1.0, 2 * RATE), ChoiceReason.ONLY,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("limit", "exit_code"), [(13, 6), (14, 3), (22, 3), (23, 0)])
+def test_a_hopeless_first_candidate_is_finished_before_others_spend_what_it_needs(
+    limit: int, exit_code: int
+) -> None:
+    space = make_space(top=2, octaves=1, low=RATE / 4.5, start_with=(config(RATE, 3.0),))
+    found = [(0.5, config(RATE, 3.0)), (0.95, config(RATE, 1.0)), (0.9, config(RATE, 2.0))]
+    verdict, _ = finish(
+        space,
+        searched(space, *found),
+        by_octave_and_clip(lambda _octave, clip, _: 0.8 if clip == 3.0 else 0.3),
+        can_afford=lambda spent, more: spent + more <= limit,
+    )
+    assert verdict.exit_code == exit_code
 
 
 # ------------------------------------------------------------------------- studies that end
