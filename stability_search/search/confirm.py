@@ -26,7 +26,13 @@ from stability_search.search.candidates import (
 )
 from stability_search.search.choice import ALPHA_ONE_LOOK, ALPHA_TWO_LOOKS, Choice
 from stability_search.search.climb import Climb, Ladders
-from stability_search.search.ladder import Results, finished_trials, most_trials
+from stability_search.search.ladder import (
+    Results,
+    TrialKey,
+    finished_trials,
+    ladder_seeds,
+    most_trials,
+)
 from stability_search.search.look import Look, rows_of_look, take_look
 from stability_search.space import Space
 from stability_search.standing import score_trial
@@ -189,6 +195,7 @@ class Confirmation:
         self._confirm = space.study.confirm
         self._scores: dict[tuple[str, int, Yardstick], float | None] = {}
         self._starts: dict[frozenset[tuple[str, int]], _Start] = {}
+        self._refits: dict[frozenset[tuple[str, int]], Yardstick] = {}
 
     def next_need(
         self, rows: Sequence[TrialRow], *, can_afford: Callable[[int], bool]
@@ -215,13 +222,18 @@ class Confirmation:
         if start.of_confirm.e0 is None:  # no trial of confirm can give one
             return verdicts.no_signal(rows, start.of_confirm)
         finished = finished_trials(rows)
-        results = Results(finished, lambda row: self._q(row, start.of_confirm), self._last_level)
+        results = self._results(finished, start.of_confirm)
+
+        def refit(ids: frozenset[str]) -> tuple[Results, float | None]:
+            measure = self._refitted(rows, ids)
+            return self._results(finished, measure), measure.delta
+
         wanted, ladders = Climb(
             start.grids,
             today=start.today,
             confirm=self._confirm,
             results=results,
-            delta=start.of_confirm.delta,
+            refit=refit,
             can_afford=can_afford,
         ).climb()
         if wanted:
@@ -258,6 +270,22 @@ class Confirmation:
             today=None if today is None else ids.index(today.config_id) or None,
             places=_places(grids),
         )
+
+    def _results(self, finished: Mapping[TrialKey, TrialRow], measure: Yardstick) -> Results:
+        return Results(finished, lambda row: self._q(row, measure), self._last_level)
+
+    def _refitted(self, rows: Sequence[TrialRow], ids: frozenset[str]) -> Yardstick:
+        """Return the yardstick after the ladder trials of some configurations, no others."""
+        pair = ladder_seeds(self._confirm)
+        kept = [
+            row
+            for row in rows
+            if row.stage is not Stage.CONFIRM or (row.config_id in ids and row.seed_index in pair)
+        ]
+        key = frozenset((row.trial_id, row.attempt) for row in kept)
+        if key not in self._refits:
+            self._refits[key] = yardstick(kept, self._confirm.steps)
+        return self._refits[key]
 
     def _last_level(self, row: TrialRow) -> float:
         return probe_levels(readings(row.summary, self._confirm.steps))[-1]

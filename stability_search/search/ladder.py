@@ -3,7 +3,9 @@
   up      2 seeds at LR, 2*LR, 4*LR, ... up to K doublings, until one is dead
   down    2 seeds at LR/2, LR/4, ... until a rung meets the bar and S no longer rises, or could
           not: the rungs above bound S of the next one down
-  base    of the rungs in range, the highest S that meets the bar (if none, the highest S)
+  base    of the rungs in range, the highest S that meets the bar (if none, the highest S), by the
+          yardstick as the ladders have refitted it: the one that began was set by the pilot, and
+          a rung that learned more than it makes the lower ones look poor
   seeds   the base gets all; if it then misses the bar, the next rung down does; once
 
 Every function here is one of the finished trials alone, and a trial that is asked for once is
@@ -154,31 +156,42 @@ class Ladder:
         self._all = tuple(range(confirm.seeds))
         self._climbed: set[int] = set()
 
-    def progress(self) -> Progress:
-        """Say what the ladder needs now, or that it has its base."""
-        if self._grid.has_one_base:
-            return self._progress_of_one_base()
-        wanted = self._climb_up() or self._climb_down()
-        if wanted:
-            return Progress(wanted=wanted)
-        base = self._choose_base()
-        return replace(self._fill(base), is_hopeless=self._is_hopeless(base))
-
-    def glance(self) -> Progress:
-        """Say what the ladder needs until it is known whether its candidate lives at all."""
-        pair = self._want(0, self._pair)
-        is_alive = self._results.all_alive(self._grid.rung(0).config_id, self._pair)
-        return self.progress() if is_alive else Progress(wanted=pair)
-
-    def _progress_of_one_base(self) -> Progress:
-        """Run all seeds beside the way up, since nothing else can become the base."""
+    def walk(self) -> tuple[Wanted, ...]:
+        """Say what the way up and down needs now; empty once it has ended."""
+        if not self._grid.has_one_base:
+            return self._climb_up() or self._climb_down()
+        # Nothing else can become the base: it has all its seeds beside the way up.
         base = self._grid.rung(0)
         missing = self._results.unfinished(base.config_id, self._all)
         seeds = (Wanted(rung=base, seeds=missing),) if missing else ()
-        up = tuple(wanted for wanted in self._climb_up() if wanted.rung is not base)
-        if seeds or up:
-            return Progress(wanted=(*seeds, *up))
-        return self._fill(base)
+        return (*seeds, *(wanted for wanted in self._climb_up() if wanted.rung is not base))
+
+    def glance(self) -> tuple[Wanted, ...]:
+        """Say what the ladder needs until it is known whether its candidate lives at all."""
+        return self._want(0, self._pair) or (self.walk() if self.is_alive else ())
+
+    @property
+    def is_alive(self) -> bool:
+        """True once the candidate itself has lived on the ladder's seeds."""
+        return self._results.all_alive(self._grid.rung(0).config_id, self._pair)
+
+    @property
+    def climbed_ids(self) -> frozenset[str]:
+        """`config_id` of the rungs walked so far."""
+        return frozenset(self._grid.rung(octave).config_id for octave in self._climbed)
+
+    def judged_by(self, results: Results) -> "Ladder":
+        """Return the same rungs as scored by another yardstick."""
+        ladder = Ladder(self._grid, self._confirm, results)
+        ladder._climbed = set(self._climbed)
+        return ladder
+
+    def progress(self) -> Progress:
+        """Say what the base needs, once the way up and down has ended."""
+        if self._grid.has_one_base:
+            return self._fill(self._grid.rung(0))
+        base = self._choose_base()
+        return replace(self._fill(base), is_hopeless=self._is_hopeless(base))
 
     def _want(self, octave: int, seeds: Sequence[int]) -> tuple[Wanted, ...]:
         rung = self._grid.rung(octave)
@@ -280,10 +293,19 @@ class Ladder:
             return Progress(wanted=wanted, outgrown=base)
         return Progress(base=below, outgrown=base)
 
+    @property
+    def looks_unbeatable(self) -> bool:
+        """True if the base scores what any could on the ladder's seeds, but for 2 %."""
+        base = self._grid.rung(0) if self._grid.has_one_base else self._choose_base()
+        return self._is_unbeatable(base, self._pair)
+
     def is_unbeatable(self, base: Rung) -> bool:
         """Say whether a base with all seeds scores what any configuration could, but for 2 %."""
-        score = self._score(base.octave, self._all)
-        return self._meets_bar(base, self._all) and score.score >= UNBEATABLE * score.ceiling
+        return self._is_unbeatable(base, self._all)
+
+    def _is_unbeatable(self, base: Rung, seeds: Sequence[int]) -> bool:
+        score = self._score(base.octave, seeds)
+        return self._meets_bar(base, seeds) and score.score >= UNBEATABLE * score.ceiling
 
     def meets_bar(self, base: Rung) -> bool:
         """Say whether a base meets the bar with all seeds."""
@@ -300,6 +322,13 @@ class Ladder:
     def wanted_for(self, rung: Rung) -> tuple[Wanted, ...]:
         """Return what a rung needs to have all seeds."""
         return self._want(rung.octave, self._all)
+
+    def most_to_fill(self) -> int:
+        """Bound from above how many trials base and fallback need, once the walk has ended."""
+        base = self._grid.rung(0) if self._grid.has_one_base else self._choose_base()
+        below = self._grid.rung(base.octave - 1)
+        rungs = (base, below) if below.is_in_range else (base,)
+        return sum(len(self._results.unfinished(r.config_id, self._all)) for r in rungs)
 
     def most_trials_left(self) -> int:
         """Bound from above how many more trials the ladder needs to end, >= 0."""

@@ -315,7 +315,7 @@ def test_where_no_base_meets_the_bar_any_more_the_fastest_may_be_the_choice() ->
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("limit", "exit_code"), [(13, 6), (14, 3), (22, 3), (23, 0)])
+@pytest.mark.parametrize(("limit", "exit_code"), [(13, 6), (14, 3), (30, 3), (31, 0)])
 def test_a_hopeless_first_candidate_is_finished_before_others_spend_what_it_needs(
     limit: int, exit_code: int
 ) -> None:

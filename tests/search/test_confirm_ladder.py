@@ -288,11 +288,13 @@ def test_a_user_error_is_not_tried_again() -> None:
     assert counts[-1] == 5
 
 
-def test_ladder_and_base_keep_the_yardstick_with_which_confirm_began() -> None:
-    """A confirm trial that learns more than any before lowers every final q, not the ladder."""
+def test_a_base_is_chosen_by_the_yardstick_that_the_ladders_give() -> None:
+    """A rung that learns more than any trial before makes the candidate's own rate look poor."""
     space = make_space(top=1)
-    truth = {-1: 0.88, 0: 0.9, 1: 0.7, 2: 3.0, 3: 0.0}  # 3.0: E* falls from 1 to -.7
+    truth = {-1: 0.88, 0: 0.9, 1: 2.9, 2: 3.0, 3: 2.8, 4: 2.7}  # 3.0: E* falls from 1 to -.7
     verdict, counts, _ = climb(space, lambda octave, _: truth.get(octave, 0.2))
-    assert counts == {-2: 2, -1: 5, 0: 2, 1: 2, 2: 2, 3: 2}
-    assert verdict.kind is VerdictKind.NONE  # .88 of Delta 1 is .33 of Delta 2.7
-    assert octave_of(space, verdict.closest) in {-1, -2}
+    # Walked by the yardstick with which confirm began, which would make octave -1 the base.
+    assert counts == {-1: 2, 0: 2, 1: 5, 2: 5, 3: 2}
+    assert verdict.kind is VerdictKind.STABLE
+    assert octave_of(space, verdict.choice) == 1
+    assert octave_of(space, verdict.fastest) == 2
