@@ -28,7 +28,7 @@ DRIVER_GRACE_S = 15.0  # after a trial's limit, when its own clock and watchdog 
 _CLOCK_SLACK_S = 1.0  # the driver hears of a start a little late
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, eq=False)
 class RunningTrial:
     """A trial that some worker has, or is about to get.
 
@@ -98,6 +98,7 @@ class Desk:
         self._running: list[RunningTrial] = []
         self._handed_back: list[TrialRequest] = []
         self._watch = NodeWatch()
+        self.this_node_id = ""  # Ray's id of the driver's node, where early workers are, too
         self.hold_node: Callable[[str], bool] = _has_no_other_node
         self._begun: list[RunningTrial] = []
         self.has_unsettled = False
@@ -227,7 +228,7 @@ class Desk:
         Raises:
             InfrastructureError: No other node can run them.
         """
-        node_id = running.node_id or running.node
+        node_id = running.node_id or self.this_node_id or running.node
         if not self._watch.take(node_id, running.request.trial_id, summary.outcome):
             return
         reason = f"{MAX_LOST_IN_A_ROW} attempts in a row, or more, lost their worker there"

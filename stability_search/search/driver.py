@@ -36,6 +36,7 @@ _ADDRESS = "RAY_ADDRESS"  # would be joined instead of a Ray of our own
 _WAIT_S = 0.1  # signals are looked for so often
 _CONNECT_ATTEMPTS = 6
 _LEAVE_S = 3.0  # what has not ended by then is killed
+_JOIN_S = 0.5  # an import of Ray cannot be broken off; the process ends with it
 _FOLDER_PREFIX = "stability-"  # followed by the driver's process id
 
 # What is needed once the first trial has ended, and Ray: three seconds of imports, during which
@@ -161,19 +162,24 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         """Leave it; end it and remove its files where it was ours."""
-        if self._thread is not None:
-            self._leave(self._thread)
+        try:
+            if self._thread is not None:
+                self._leave(self._thread)
+        finally:
+            self._restore_environment()
+            self.remove_folder()
+
+    def _restore_environment(self) -> None:
         for name, value in self._environment_before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        self.remove_folder()
 
     def _leave(self, thread: threading.Thread) -> None:
         if thread.is_alive():  # nobody needs it any more
             self._kill_host()
-            thread.join(_LEAVE_S)
+            thread.join(_JOIN_S)
         if not thread.is_alive():
             import ray
 

@@ -98,9 +98,11 @@ class EarlyWorkers:
         if running is None:
             return False
         worker.running = running
+        is_sent = False
         with contextlib.suppress(OSError):  # a worker that is gone is heard of by `turn`
             worker.connection.send(running.request.to_text())
-        if worker.pid:
+            is_sent = True
+        if worker.pid and is_sent:
             desk.begin(running, node=os.uname().nodename, pid=worker.pid)
         return True
 
@@ -170,7 +172,9 @@ class EarlyWorkers:
                 self._drop(worker)
 
     def close(self) -> None:
-        """End all processes at once."""
+        """End all processes at once; a second call does nothing."""
+        if self._nursery.returncode is not None:
+            return
         self._num_wanted = 0
         for worker in self._workers:
             worker.connection.close()

@@ -124,6 +124,7 @@ def run_study(
     )
     with (
         run_directory.lock(directory),
+        _signals_taken() as signals,
         ended_at_last(),
         _early_workers(space, directory, address) as early,
     ):
@@ -131,7 +132,7 @@ def run_study(
         study = _Running(
             space, directory, ledger, folder=space.folder, command=command, on_event=on_event
         )
-        return study.run(address, early)
+        return study.run(address, early, signals)
 
 
 def resume_study(
@@ -156,7 +157,7 @@ def resume_study(
             override changes more than it may.
     """
     directory = run_directory.open_run(path)
-    with run_directory.lock(directory), ended_at_last():
+    with run_directory.lock(directory), _signals_taken() as signals, ended_at_last():
         ledger = _open_ledger(directory, on_event)
         facts = dict(ledger.facts())
         old = run_directory.space_of(directory, facts)
@@ -175,7 +176,18 @@ def resume_study(
         study = _Running(
             new, directory, ledger, folder=old.folder, command=command, on_event=on_event
         )
-        return study.run(address, None)
+        return study.run(address, None, signals)
+
+
+@contextlib.contextmanager
+def _signals_taken() -> Iterator[Signals]:
+    """Note signals from the first moment on; they are looked at where nothing is half done."""
+    signals = Signals()
+    signals.install()
+    try:
+        yield signals
+    finally:
+        signals.restore()
 
 
 @contextlib.contextmanager
@@ -269,10 +281,10 @@ class _Running:
         self._plan: StudyPlan
         self._breakers: Breakers
 
-    def run(self, address: str | None, early: EarlyWorkers | None) -> Study:
+    def run(self, address: str | None, early: EarlyWorkers | None, signals: Signals) -> Study:
         """Run until there is a verdict or a reason to stop early."""
         try:
-            verdict = self._run_trials(address, early)
+            verdict = self._run_trials(address, early, signals)
             keep_verdict(self._ledger, verdict)
         except StabilitySearchError as error:
             if error.exit_code not in _EXIT_ERRORS_WITH_REPORT:
@@ -296,35 +308,32 @@ class _Running:
         )
         return study
 
-    def _run_trials(self, address: str | None, early: EarlyWorkers | None) -> Verdict:
+    def _run_trials(
+        self, address: str | None, early: EarlyWorkers | None, signals: Signals
+    ) -> Verdict:
         known = known_verdict(self._ledger)
         if known is not None and known.kind is not VerdictKind.INCOMPLETE:
             return known  # a finished run, resumed: nothing is left to do
         trials, steps = planned_work(self._space)
         run_directory.require_free_space(self._directory, num_trials=trials, num_steps=steps)
-        signals = Signals()
-        signals.install()
-        try:
-            with output_to(self._directory.log), Cluster(address) as cluster:
-                signals.last_words = lambda: self._leave_at_once(cluster)
-                if early is None:
-                    cluster.wait(signals)
-                    signals.install()  # Ray has taken SIGTERM
-                    machine = choose_machine(self._space, *cluster.nodes())
-                else:
-                    machine = _this_machine(self._space)
-                self._begin(machine)
-                signals.check()
-                drive(
-                    self,
-                    cluster=cluster,
-                    machine=machine,
-                    folder=self._folder,
-                    signals=signals,
-                    early=early,
-                )
-        finally:
-            signals.restore()
+        with output_to(self._directory.log), Cluster(address) as cluster:
+            signals.last_words = lambda: self._leave_at_once(cluster)
+            if early is None:
+                cluster.wait(signals)
+                signals.install()  # Ray has taken SIGTERM
+                machine = choose_machine(self._space, *cluster.nodes())
+            else:
+                machine = _this_machine(self._space)
+            self._begin(machine)
+            signals.check()
+            drive(
+                self,
+                cluster=cluster,
+                machine=machine,
+                folder=self._folder,
+                signals=signals,
+                early=early,
+            )
         if self._plan.verdict is None:
             raise InfrastructureError("ray: it ended before the study did; see run.log.")
         return self._plan.verdict

@@ -55,6 +55,7 @@ class Bridge(Callback):
     ) -> None:
         self._desk = desk
         desk.hold_node = self._hold_node
+        desk.this_node_id = ray.get_runtime_context().get_node_id()
         self._quarantine = quarantine
         self._node_ids: dict[Any, str] = {}  # by actor
         self._signals = signals
