@@ -31,6 +31,7 @@ from stability_search.engine import GuardedEngine
 from stability_search.engine.batches import move
 from stability_search.engine.half_weights import keep_no_half_precision
 from stability_search.engine.step import LossFn, is_out_of_memory
+from stability_search.errors import UsageError
 from stability_search.pruning import KillTest, LossStop
 from stability_search.records import (
     ControlEnd,
@@ -201,19 +202,26 @@ def is_drawn_for_control(config: TrialConfig, share: float) -> bool:
 def check_settings(config: TrialConfig) -> None:
     """Take one step under a configuration, to see that its model can honour every setting.
 
+    Any other failure is for the configuration's own trial to show.
+
     Raises:
         UsageError: It cannot.
     """
-    trial = _Trial(
-        config,
-        TrialConstants(probe_steps=(0,)),
-        Tally(),
-        clock=time.perf_counter,
-        started=time.perf_counter(),
-        faults=NoFaults(),
-    )
-    with trial.engine:
-        next(trial.run())
+    try:
+        trial = _Trial(
+            config,
+            TrialConstants(probe_steps=(0,)),
+            Tally(),
+            clock=time.perf_counter,
+            started=time.perf_counter(),
+            faults=NoFaults(),
+        )
+        with trial.engine:
+            next(trial.run())
+    except UsageError:
+        raise
+    except Exception:  # noqa: BLE001 - as the docstring says
+        return
 
 
 class _Trial:

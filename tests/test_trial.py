@@ -363,3 +363,30 @@ def test_what_cannot_be_looked_at_is_a_warning_and_changes_no_number(
     assert warning.startswith("The model's output is not fully observed (NotImplementedError: ")
     assert unseen.judged_losses == seen.judged_losses
     assert unseen.outcome is Outcome.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("tried", "outcome"),
+    [
+        ({"at_step": 1, "behaviour": "raise"}, Outcome.COMPLETED),
+        ({"no_such_argument": 1}, Outcome.USER_ERROR),
+    ],
+)
+def test_trying_a_setting_costs_the_trial_only_where_it_cannot_be_honoured(
+    tried: dict[str, Any], outcome: Outcome
+) -> None:
+    """An error of the task under another configuration is for that one's own trial to show."""
+    config = configure(steps=5)
+    generator = run_trial(
+        config,
+        constants=TrialConstants(probe_steps=probe_steps(5)),
+        preflight=(replace(config, task_args=tried),),
+    )
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            summary: TrialSummary = end.value
+            break
+    assert summary.outcome is outcome
+    assert (summary.error_type == "UsageError") == (outcome is Outcome.USER_ERROR)

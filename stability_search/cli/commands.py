@@ -310,6 +310,9 @@ def _closing_lines(end: "Study") -> list[str]:
             lines.append("next: widen what the report names, then run again")
         case VerdictKind.INCOMPLETE if end.verdict.exit_code == UserCodeError.exit_code:
             lines.append("next: mend the task, then run again with another --output")
+        case VerdictKind.INCOMPLETE if "budget" in end.verdict.reason:
+            more = "raise what ended it: --set search.step_budget=... or search.time_budget_s=..."
+            lines.append(f"next: stability-search resume {quoted}  # {more}")
         case VerdictKind.INCOMPLETE:
             lines.append(f"next: stability-search resume {quoted}")
     return lines

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from stability_search.errors import UserCodeError
 from stability_search.records import ChoiceReason, Outcome, VerdictKind
 from stability_search.report.context import Row, View
 
@@ -180,8 +181,20 @@ def next_command(view: View) -> str:
             return f"stability-search run --space {_quoted(run + '/best.yaml')}"
         case VerdictKind.NONE:
             return f"stability-search run --space {_quoted(run + '/space.yaml')}"
+        case VerdictKind.INCOMPLETE if view.verdict.exit_code == UserCodeError.exit_code:
+            return f"stability-search run --space {_quoted(run + '/space.yaml')}"
         case VerdictKind.INCOMPLETE:
-            return f"stability-search resume {_quoted(run)}"
+            return f"stability-search resume {_quoted(run)}{_more_budget(view)}"
+
+
+def _more_budget(view: View) -> str:
+    """Return the option that raises the budget which ended a study, if one did."""
+    search = view.study.search
+    if "budget" not in view.verdict.reason:
+        return ""
+    if search.step_budget is not None:
+        return f" --set search.step_budget={2 * search.step_budget}"
+    return f" --set search.time_budget_s={2 * (search.time_budget_s or 0):g}"
 
 
 def _quoted(path: str) -> str:

@@ -211,16 +211,25 @@ class Confirmation:
         )
         return replace(verdict, warnings=caveats.joined((verdict.warnings, *more)))
 
-    def _answer(
-        self, rows: Sequence[TrialRow], can_afford: Callable[[int], bool]
-    ) -> Need | Verdict:
-        start = self._start(rows)
+    def _end_before_confirm(self, rows: Sequence[TrialRow], start: _Start) -> Verdict | None:
+        searched = [row.summary.outcome for row in rows if row.stage is Stage.SEARCH]
+        if searched and not any(outcome.is_result for outcome in searched):
+            return verdicts.not_judged(rows, start.of_search)
         if self._space.has_space and not start.of_search.has_signal:
             return verdicts.no_signal(rows, start.of_search)
         if not start.candidates:
             return verdicts.no_candidate(rows, start.of_search)
         if start.of_confirm.e0 is None:  # no trial of confirm can give one
             return verdicts.no_signal(rows, start.of_confirm)
+        return None
+
+    def _answer(
+        self, rows: Sequence[TrialRow], can_afford: Callable[[int], bool]
+    ) -> Need | Verdict:
+        start = self._start(rows)
+        end = self._end_before_confirm(rows, start)
+        if end is not None:
+            return end
         finished = finished_trials(rows)
         results = self._results(finished, start.of_confirm)
 

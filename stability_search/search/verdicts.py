@@ -20,6 +20,8 @@ from stability_search.yardstick import Yardstick
 
 EXIT_STABLE = 0
 EXIT_NONE = 3
+EXIT_INFRASTRUCTURE = 4
+EXIT_USER_CODE = 5
 EXIT_INCOMPLETE = 6
 
 CUT_SHORT = (
@@ -139,7 +141,14 @@ def no_signal(
         confirmed: Configurations that had all seeds, not ranked.
         unfinished: Candidates whose confirmation did not end.
     """
-    if measure.e0 is None:
+    ended = [row for row in rows if row.summary.outcome.is_result]
+    is_all_broken = bool(ended) and not any(
+        row.summary.outcome is Outcome.COMPLETED for row in ended
+    )
+    advice = "Train longer or widen the range of learning rates."
+    if is_all_broken:
+        why, advice = f"all {len(ended)} trials were stopped", "Lower the learning rates."
+    elif measure.e0 is None:
         why = "no finite probe loss says where learning starts"
     elif measure.delta is None:
         why = f"no sound trial ended below a probe loss of {measure.e0:.4g}, which is no progress"
@@ -153,10 +162,31 @@ def no_signal(
         exit_code=EXIT_NONE,
         confirmed=confirmed,
         unfinished=unfinished,
-        reason=(
-            f"No signal over {measure.horizon} steps: {why}. Train longer or widen the range of "
-            "learning rates."
-        ),
+        reason=f"No signal over {measure.horizon} steps: {why}. {advice}",
+        warnings=_warnings(rows, measure),
+    )
+
+
+def not_judged(rows: Sequence[TrialRow], measure: Yardstick) -> Verdict:
+    """End without a verdict: no trial of the search says anything about a configuration.
+
+    Args:
+        rows: Every finished trial.
+        measure: Constants of the search's horizon.
+    """
+    searched = [row.summary for row in rows if row.stage is Stage.SEARCH]
+    errors = [one for one in searched if one.outcome is Outcome.USER_ERROR]
+    reason = "No trial of the search gave a result, so nothing is known of any configuration: "
+    if errors:
+        last = errors[-1]
+        reason += f"{len(errors)} ended with an error of the task, the last {last.reason}"
+        reason += f" at {last.error_place}" if last.error_place else ""
+    else:
+        reason += f"{len(searched)} attempts lost their worker, the last: {searched[-1].reason}"
+    return Verdict(
+        kind=VerdictKind.INCOMPLETE,
+        exit_code=EXIT_USER_CODE if errors else EXIT_INFRASTRUCTURE,
+        reason=f"{reason}.",
         warnings=_warnings(rows, measure),
     )
 

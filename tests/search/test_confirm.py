@@ -343,6 +343,37 @@ def test_a_search_without_signal_ends_without_confirm() -> None:
     assert verdict.reason.endswith("Train longer or widen the range of learning rates.")
 
 
+def test_a_search_whose_every_trial_was_stopped_says_to_lower_the_rates() -> None:
+    space = make_space()
+    rows = [
+        replace(row, summary=summary(Outcome.PRUNED, row.summary.num_planned_steps))
+        for row in searched(space, (0.9, config(RATE)), (0.8, config(0.5)))
+    ]
+    verdict = next_need(rows, space, can_afford=lambda _: True)
+    assert isinstance(verdict, Verdict)
+    assert verdict.exit_code == 3
+    assert verdict.reason.endswith("all 6 trials were stopped. Lower the learning rates.")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "exit_code", "said"),
+    [
+        (Outcome.USER_ERROR, 5, "2 ended with an error of the task"),
+        (Outcome.INFRASTRUCTURE, 4, "2 attempts lost their worker"),
+    ],
+)
+def test_a_search_without_a_single_result_judges_no_configuration(
+    outcome: Outcome, exit_code: int, said: str
+) -> None:
+    """Such ends never count against a configuration, so none may be called unstable."""
+    space = make_space()
+    rows = searched(space, (outcome, config(RATE)), (outcome, config(0.5)))
+    verdict = next_need(rows, space, can_afford=lambda _: True)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.kind, verdict.exit_code) == (VerdictKind.INCOMPLETE, exit_code)
+    assert said in verdict.reason
+
+
 def test_confirm_without_signal_refuses_to_rank() -> None:
     """The spread over probe batches is wider than all progress."""
     space = make_space(top=1)
