@@ -3,7 +3,6 @@
   first     the best candidate's ladder; of today's configuration the ladder too if it lives on
             the ladder's seeds, else those seeds alone
   others    together, unless a base of the first scores what any configuration could, but for 2 %
-            and by the yardstick with which confirm began
   hopeless  a ladder no rung of which meets the bar on the ladder's seeds: its base gets the other
             seeds only if nothing else meets the bar, to say what came closest
   fastest   the rung with the lowest last probe level of those that meet the bar gets all seeds,
@@ -208,7 +207,7 @@ class Climb:
             left = (
                 self._ladders[position].most_trials_left()
                 if judged is None
-                else (judged.most_to_fill())
+                else judged.most_to_fill()
             )
             self._reserved[position] = max(left, len(new))
 
