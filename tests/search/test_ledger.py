@@ -302,6 +302,7 @@ class TestDamage:
         assert not isinstance(caught.value, DamagedLedgerError)
 
 
+@pytest.mark.fault
 class TestRebuild:
     @pytest.fixture
     def steps(self, path: Path) -> Path:
@@ -412,6 +413,7 @@ def test_no_trial_is_running_in_the_ledger_while_trials_of_tpe_are_in_flight(
     assert set().union(*states) <= {"COMPLETE", "PRUNED", "FAIL"}
 
 
+@pytest.mark.fault
 def test_sigkill_loses_no_acknowledged_trial_and_leaves_no_running_one(path: Path) -> None:
     command = [
         sys.executable,
