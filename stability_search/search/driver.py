@@ -32,9 +32,9 @@ REPORT_S = 1.0  # a trial reports its progress about so often
 MAX_REPORTS_PER_S = 25.0  # of the whole study
 OBJECT_STORE_BYTES = 128 * 2**20  # step records are small, and containers have little of it
 
+_AUTH_MODE = "RAY_AUTH_MODE"
 _ADDRESS = "RAY_ADDRESS"  # would be joined instead of a Ray of our own
 _WAIT_S = 0.1  # signals are looked for so often
-_CONNECT_ATTEMPTS = 6
 _LEAVE_S = 3.0  # what has not ended by then is killed
 _JOIN_S = 0.5  # an import of Ray cannot be broken off; the process ends with it
 _FOLDER_PREFIX = "stability-"  # followed by the driver's process id
@@ -119,9 +119,11 @@ class Cluster:
 
     def __enter__(self) -> Self:
         """Set what Ray reads from the environment."""
-        names = (*_ENVIRONMENT, _ADDRESS)
+        names = (*_ENVIRONMENT, _ADDRESS, _AUTH_MODE)
         self._environment_before = {name: os.environ.get(name) for name in names}
         os.environ.update(_ENVIRONMENT)
+        if self._address is None:  # Ray reads it when it is imported
+            os.environ.setdefault(_AUTH_MODE, "token")
         os.environ.pop(_ADDRESS, None)
         return self
 
@@ -231,28 +233,9 @@ class Cluster:
         if self._address is not None:
             ray.init(address=self._address, log_to_driver=True, logging_level=logging.ERROR)
             return
-        address = self._host_address()
-        for attempt in range(1, _CONNECT_ATTEMPTS + 1):
-            try:
-                self._connect_to_host()
-                break
-            except ConnectionError:  # seen on a busy machine, where other Rays come and go
-                ray.shutdown()
-                if attempt == _CONNECT_ATTEMPTS:
-                    raise
-        if ray.get_runtime_context().gcs_address != address:
-            raise RuntimeError("another Ray answered")
-
-    def _connect_to_host(self) -> None:
-        import ray
-
-        # Only for a cluster found by its folder does Ray load the token that it made for it.
-        ray.init(
-            address="auto",
-            _temp_dir=str(self._folder),
-            log_to_driver=True,
-            logging_level=logging.ERROR,
-        )
+        ray._raylet.Config.initialize("")  # type: ignore[attr-defined]  # noqa: SLF001 - imported before?
+        # By its own address: "auto" takes whichever Ray it finds first on the machine.
+        ray.init(address=self._host_address(), log_to_driver=True, logging_level=logging.ERROR)
 
     def _host_address(self) -> str:
         assert self._socket is not None  # noqa: S101 - for ourselves: the host was started

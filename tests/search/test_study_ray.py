@@ -95,12 +95,16 @@ def count_rows(ledger: Path) -> int:
             return 0
 
 
-def leftovers(session: int) -> list[str]:
-    """Return the commands of processes that descend from a finished command."""
+def leftovers(session: int) -> list[list[str]]:
+    """Return the commands of processes that descend from a finished command.
+
+    What has ended and only waits to be forgotten by the system's first process is no process.
+    """
     listing = subprocess.run(
-        ["/bin/ps", "-e", "-o", "sid=,args="], capture_output=True, text=True, check=True
+        ["/bin/ps", "-e", "-o", "sid=,stat=,args="], capture_output=True, text=True, check=True
     ).stdout
-    return [line for line in listing.splitlines() if line.split()[0] == str(session)]
+    rows = [line.split(maxsplit=2) for line in listing.splitlines()]
+    return [args for sid, state, *args in rows if sid == str(session) and state[0] != "Z"]
 
 
 def test_a_study_runs_to_a_verdict_and_leaves_whole_files_and_no_process(tmp_path: Path) -> None:
