@@ -57,6 +57,7 @@ class EarlyWorkers:
         self._num_wanted = num_slots
         self._workers: list[_EarlyWorker] = []
         self._has_begun = False
+        self._is_closed = False
         ours, theirs = socket.socketpair()
         module = "stability_search.search.nursery"
         words = [str(theirs.fileno()), json.dumps(asdict(settings))]
@@ -173,8 +174,9 @@ class EarlyWorkers:
 
     def close(self) -> None:
         """End all processes at once; a second call does nothing."""
-        if self._nursery.returncode is not None:
+        if self._is_closed:
             return
+        self._is_closed = True
         self._num_wanted = 0
         for worker in self._workers:
             worker.connection.close()
