@@ -120,7 +120,6 @@ def find_candidates(
         for row in rows
         if row.stage is Stage.SEARCH
         and row.summary.outcome is Outcome.COMPLETED
-        and not row.is_control
         and (q := score(row)) is not None
         and q > 0
     ]

@@ -60,8 +60,8 @@ def test_a_trial_of_the_control_is_no_candidate() -> None:
     *before, last = searched(space, (0.9, config(0.3)))
     assert rates(space, [*before, last]) == [(0.3, 1.0)]
     control = ControlEnd(outcome=Outcome.COMPLETED, num_steps=last.summary.num_steps)
-    let_run_on = replace(last, summary=replace(last.summary, control=control))
-    assert rates(space, [*before, let_run_on]) == []
+    killed = replace(last.summary, outcome=Outcome.PRUNED, control=control)
+    assert rates(space, [*before, replace(last, summary=killed)]) == []
 
 
 def test_todays_configuration_is_added_whatever_its_q_and_never_twice() -> None:
