@@ -16,13 +16,12 @@ code) is told apart, with its traceback as text.
 
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from stability_search.alarms import AlarmWatch
 from stability_search.assembly import build_engine, initial_model, training_stream
@@ -32,6 +31,7 @@ from stability_search.engine.batches import move
 from stability_search.engine.half_weights import keep_no_half_precision
 from stability_search.engine.step import LossFn, is_out_of_memory
 from stability_search.errors import UsageError
+from stability_search.probe import probe_loss, read_metrics, read_probe
 from stability_search.pruning import KillTest, LossStop
 from stability_search.records import (
     ControlEnd,
@@ -52,7 +52,6 @@ from stability_search.settings import (
 from stability_search.tally import Tally, control_end, mean_or_none, summarise
 from stability_search.tasks.base import (
     HasBaseline,
-    HasMetrics,
     HasProbeLoss,
     Task,
 )
@@ -280,7 +279,11 @@ class _Trial:
             self.tally.baseline = finite_or_none(float(self.task.baseline()))
             return
         model = initial_model(self.task, seed=self.config.seed, device=self.device)
-        blind = run_blind(keep_no_half_precision(model), self.probe, self._probe_loss)
+        blind = run_blind(
+            keep_no_half_precision(model),
+            self.probe,
+            lambda model, batch: probe_loss(self.task, model, batch),
+        )
         self.tally.has_measured_blind_run = True
         self.tally.blind_loss = blind.loss
         self.tally.blind_batch_losses = blind.batch_losses
@@ -378,34 +381,15 @@ class _Trial:
 
     # -- the probe ---------------------------------------------------------------------------
 
-    def _probe_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:  # noqa: ANN401
-        loss = (
-            self.task.probe_loss(model, batch)
-            if isinstance(self.task, HasProbeLoss)
-            else self.task.loss(model, batch)
-        )
-        return loss if isinstance(loss, torch.Tensor) else sum_terms(loss)
-
     def _read_probe(self, step: int) -> None:
         self.tally.probe_steps.append(step)
-        self.tally.probe_batch_losses.append(self.engine.evaluate(self.probe, self._probe_loss))
+        self.tally.probe_batch_losses.append(read_probe(self.engine, self.task, self.probe))
         if step == 0:
-            self.tally.metrics_first = self._metrics()
+            self.tally.metrics_first = read_metrics(self.engine, self.task, self.probe)
         self._note_memory()
 
     def _mean_probe(self, position: int) -> float | None:
         return mean_or_none(self.tally.probe_batch_losses[position])
-
-    def _metrics(self) -> dict[str, float | None]:
-        task = self.task
-        if not isinstance(task, HasMetrics):
-            return {}
-        rows: list[Mapping[str, float]] = []
-        self.engine.measure(lambda model: rows.extend(task.metrics(model, b) for b in self.probe))
-        return {
-            name: mean_or_none([finite_or_none(row.get(name)) for row in rows])
-            for name in (rows[0] if rows else {})
-        }
 
     def _note_memory(self) -> None:
         if self.device.type == "cuda":
@@ -421,17 +405,12 @@ class _Trial:
         if not self.tally.are_parameters_finite:
             return
         try:
-            self.tally.metrics_last = self._metrics()
+            self.tally.metrics_last = read_metrics(self.engine, self.task, self.probe)
         except Exception as error:
             if outcome is Outcome.COMPLETED:
                 raise
             # The configuration has been judged; what its broken model does to `metrics` is news.
             self.tally.warnings.append(f"metrics failed after the trial was stopped: {error}")
-
-
-def sum_terms(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Add the named terms of a loss."""
-    return torch.stack([term.reshape(()).float() for term in terms.values()]).sum()
 
 
 def resident_memory_mib() -> float:

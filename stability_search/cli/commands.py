@@ -15,6 +15,16 @@ import typer
 
 from stability_search import __version__
 from stability_search.cli.inert import inert
+from stability_search.cli.options import (
+    AddressOption,
+    DryRunOption,
+    JsonOption,
+    OutputOption,
+    RunArgument,
+    SetOption,
+    SpaceOption,
+    Work,
+)
 from stability_search.cli.outlets import (
     Outlet,
     choose_outlet,
@@ -22,56 +32,13 @@ from stability_search.cli.outlets import (
     kept_stderr,
     message_sink,
 )
-from stability_search.errors import StabilitySearchError, StoppedEarlyError, UserCodeError
+from stability_search.cli.printing import print_data, short_path
+from stability_search.errors import StabilitySearchError, UserCodeError
 from stability_search.events import Event
 from stability_search.records import VerdictKind
 
 if TYPE_CHECKING:
     from stability_search.search.closing import Study
-
-Work = Callable[[], int]
-
-SpaceOption = Annotated[
-    str,
-    typer.Option(
-        "--space",
-        metavar="FILE",
-        help="Space file: a path, a name in ./search_spaces/, or one that is shipped.",
-    ),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a value of the space file, e.g. trial.steps=50; may be repeated.",
-    ),
-]
-OutputOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        metavar="DIR",
-        help="Run directory to make; default reports/NAME-TIME/.",
-        show_default=False,
-    ),
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        metavar="ADDR",
-        help="Ray cluster to join; default is one of its own on this machine.",
-        show_default=False,
-    ),
-]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be done, and start nothing.")
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json-events", help="Make standard output JSON lines only.")
-]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 
 
 def parse(words: Sequence[str]) -> int | Work:
@@ -110,7 +77,7 @@ def _program(command_line: str) -> typer.Typer:
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        _print(f"stability-search {__version__}")
+        print_data(f"stability-search {__version__}")
         raise typer.Exit
 
 
@@ -147,9 +114,9 @@ def _run_command(command_line: str) -> Callable[..., Work]:
             from stability_search.search import study
 
             loaded = spaces.load(space, overrides or ())
-            message_sink().write(f"space file: {inert(_short(loaded.path))}")
+            message_sink().write(f"space file: {inert(short_path(loaded.path))}")
             if dry_run:
-                _print(*(inert(line) for line in study.plan_study(loaded)))
+                print_data(*(inert(line) for line in study.plan_study(loaded)))
                 return 0
             return _watched(
                 lambda on_event: study.run_study(
@@ -198,7 +165,7 @@ def _report(run: RunArgument) -> Work:
         from stability_search.search import closing
 
         end = closing.render_run(run)
-        _print(*_closing_lines(end))
+        print_data(*_closing_lines(end))
         return 0
 
     return work
@@ -210,7 +177,7 @@ def _validate(*, space: SpaceOption, overrides: SetOption = None) -> Work:
     def work() -> int:
         from stability_search import space as spaces
 
-        _print(inert(spaces.describe(spaces.load(space, overrides or ()))))
+        print_data(inert(spaces.describe(spaces.load(space, overrides or ()))))
         return 0
 
     return work
@@ -222,7 +189,7 @@ def _schema() -> Work:
     def work() -> int:
         from stability_search import space as spaces
 
-        _print(json.dumps(spaces.json_schema(), indent=2, allow_nan=False))
+        print_data(json.dumps(spaces.json_schema(), indent=2, allow_nan=False))
         return 0
 
     return work
@@ -235,22 +202,10 @@ def _doctor() -> Work:
         from stability_search.cli import doctor
 
         checks = doctor.examine(Path.cwd())
-        _print(*doctor.lines(checks))
+        print_data(*doctor.lines(checks))
         return doctor.exit_code(checks)
 
     return work
-
-
-def _print(*lines: str) -> None:
-    """Write data, as opposed to messages.
-
-    Raises:
-        StoppedEarlyError: It could not be written, and not because its reader had enough.
-    """
-    with data_sink() as out:
-        out.write(*lines)
-        if out.failure:
-            raise StoppedEarlyError(f"Standard output cannot be written: {out.failure}.")
 
 
 def _watched(study: Callable[[Callable[[Event], None]], "Study"], *, json_events: bool) -> int:
@@ -300,11 +255,11 @@ def _closing_lines(end: "Study") -> list[str]:
     directory = end.directory
     lines = [inert(line) for line in end.lines]
     if (directory / "report.html").is_file():
-        lines.append(f"report: {inert(_short(directory / 'report.html'))}")
-    quoted = inert(shlex.quote(_short(directory)))
+        lines.append(f"report: {inert(short_path(directory / 'report.html'))}")
+    quoted = inert(shlex.quote(short_path(directory)))
     match end.verdict.kind:
         case VerdictKind.STABLE:
-            best = inert(shlex.quote(_short(directory / "best.yaml")))
+            best = inert(shlex.quote(short_path(directory / "best.yaml")))
             lines.append(f"next: stability-search run --space {best}  # checks the choice again")
         case VerdictKind.NONE:
             lines.append("next: widen what the report names, then run again")
@@ -316,10 +271,3 @@ def _closing_lines(end: "Study") -> list[str]:
         case VerdictKind.INCOMPLETE:
             lines.append(f"next: stability-search resume {quoted}")
     return lines
-
-
-def _short(path: Path) -> str:
-    """Return a path as seen from here, where it lies below; else whole."""
-    path = Path(path)
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -211,9 +211,26 @@ class Space:
             Settings in fp32. Any other setting has its fixed value, or its value in the first
             of `start_with`, or its default where that lies in the space, or its middle.
         """
-        base = dict(self.fixed)
-        if "precision" in base:
-            base["precision"] = "fp32"
+        values = self._first_values()
+        if with_stabilisers:
+            for parameter in self.parameters:
+                smallest = parameter.smallest_number()
+                if parameter.name in _STABILISERS and smallest is not None:
+                    values[parameter.name] = smallest
+        fp32: dict[str, Json] = {"precision": "fp32"}
+        base = {**self.fixed, **fp32} if "precision" in self.fixed else self.fixed
+        return self._resolved(base, {**values, **fp32}, is_complete=True)
+
+    def today_settings(self) -> dict[str, Json]:
+        """Return the configuration that counts as today's.
+
+        Returns:
+            The file's one configuration; or, where settings vary, the first of `start_with`. What
+            that leaves out has its default where that lies in the space, or its middle.
+        """
+        return self.settings(self._first_values())
+
+    def _first_values(self) -> dict[str, Json]:
         first = self.start_with[0] if self.start_with else {}
         values: dict[str, Json] = {}
         for parameter in self.parameters:
@@ -221,11 +238,7 @@ class Space:
             default = self.defaults.get(name)
             is_default_in = name in self.defaults and parameter.contains(default)
             values[name] = first.get(name, default if is_default_in else parameter.middle())
-            smallest = parameter.smallest_number()
-            if with_stabilisers and name in _STABILISERS and smallest is not None:
-                values[name] = smallest
-        values["precision"] = "fp32"
-        return self._resolved(base, values, is_complete=True)
+        return values
 
 
 def describe(space: Space) -> str:

@@ -1,0 +1,51 @@
+"""The options that several commands share, and what a command returns."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Work = Callable[[], int]
+
+SpaceOption = Annotated[
+    str,
+    typer.Option(
+        "--space",
+        metavar="FILE",
+        help="Space file: a path, a name in ./search_spaces/, or one that is shipped.",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a value of the space file, e.g. trial.steps=50; may be repeated.",
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="DIR",
+        help="Run directory to make; default reports/NAME-TIME/.",
+        show_default=False,
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDR",
+        help="Ray cluster to join; default is one of its own on this machine.",
+        show_default=False,
+    ),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be done, and start nothing.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json-events", help="Make standard output JSON lines only.")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]

@@ -1,0 +1,1 @@
+"""`train`: a chosen configuration trained for long, with the guards that it was found under."""
