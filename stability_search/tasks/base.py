@@ -90,3 +90,28 @@ class HasInitGainParameters(Protocol):
 
     def init_gain_parameters(self, model: nn.Module) -> list[str]:
         """Name the parameters that the setting `init_gain` multiplies."""
+
+
+@runtime_checkable
+class HasAblations(Protocol):
+    """For a task that can be built without the part that is under suspicion."""
+
+    def ablations(self) -> dict[str, dict[str, Any]]:
+        """Return constructor arguments to change, by what the change takes away.
+
+        Returns:
+            Under `attention_bypassed` the model without attention, under `smaller_model` a
+            narrower or shallower one. What the task cannot do, or does already, is left out.
+        """
+
+
+@runtime_checkable
+class HasBatchCheck(Protocol):
+    """For a task that knows when the targets of a batch do not fit its input."""
+
+    def check_batch(self, batch: Batch) -> Sequence[str]:
+        """Return a sentence for each sample of a batch that cannot be learned from.
+
+        Args:
+            batch: One of `batches` or `probe`, on the CPU.
+        """
