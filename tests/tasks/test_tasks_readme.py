@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def names_of_table(header: str) -> list[str]:
 
 
 def test_the_task_in_ten_lines_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.path", ["kept"])
+    monkeypatch.setattr("sys.path", list(sys.path))  # a task file adds its folder
     code = TEXT.split("```python\n")[1].split("```")[0]
     file = tmp_path / "line.py"
     file.write_text(code)
