@@ -8,7 +8,7 @@ import dataclasses
 import re
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     WithJsonSchema,
     create_model,
+    model_validator,
 )
 from pydantic import ValidationError as GrammarError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -35,6 +36,7 @@ from stability_search.space.tree import KeyPath, Node, Problems, dotted
 
 _DEFAULT = StudySettings(name="default")
 _MIN_GPU_SHARE = 0.01  # Ray counts in parts of 10,000, and a smaller share has no memory to use
+_NUM_ENDS = 2  # of an interval
 _MAX_OCTAVES = 16  # 2**16 times any sensible learning rate is nonsense
 NAME = re.compile(r"\w[\w. -]{0,99}\Z")
 """A study's name, which is a plain file name."""
@@ -231,11 +233,54 @@ class ConfirmBlock(Block):
     )
 
 
+def _interval(value: list[float]) -> list[float]:
+    if len(value) == _NUM_ENDS and value[0] <= value[1]:
+        return value
+    raise PydanticCustomError("interval", "`[low, high]` with `low <= high` is required")
+
+
+_Interval = Annotated[
+    list[float],
+    AfterValidator(_interval),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"type": "number"},
+            "minItems": _NUM_ENDS,
+            "maxItems": _NUM_ENDS,
+        }
+    ),
+]
+
+
+class CourseRowBlock(Block):
+    """What a long training should have reached at the end of one epoch."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _Interval]
+
+    epoch: int = Field(ge=1, description="The epoch, of `alarms.epoch_steps` steps.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.model_extra:
+            return self
+        rule = (
+            "`loss`, `grad_norm` or a metric, such as `loss: [8, 10]`, is required beside `epoch`"
+        )
+        raise PydanticCustomError("empty_row", "{rule}", {"rule": rule})
+
+
 class ReportBlock(Block):
     """What the report is asked to judge beside stability."""
 
     targets: dict[str, float] = Field(
         default={}, description="Upper limit of a task's metric or of `grad_norm`."
+    )
+    course: list[CourseRowBlock] = Field(
+        default=[],
+        description="What a long training should have reached by which epoch: best and worst "
+        "expected `loss`, `grad_norm` and metrics of the task.",
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stability_search.course import CourseRow
 from stability_search.errors import SpaceError
 from stability_search.settings import (
     AlarmSettings,
@@ -15,7 +16,7 @@ from stability_search.settings import (
     SearchSettings,
     StudySettings,
 )
-from stability_search.space.grammar import NAME, SpaceFile, parse_file
+from stability_search.space.grammar import NAME, CourseRowBlock, SpaceFile, parse_file
 from stability_search.space.model import Space
 from stability_search.space.overrides import apply_to_tree, read_override, text_with, with_name
 from stability_search.space.reading import MAX_BYTES, decode, read_tree
@@ -152,6 +153,7 @@ def _checked(
     _check_horizons(tree, problems)
     _check_margin(tree, problems)
     _check_accelerator(tree, problems)
+    _check_course(tree, problems)
     _check_name(tree, path, problems)
     return None if file is None else (file, task, settings)
 
@@ -199,6 +201,20 @@ def _check_accelerator(tree: Node, problems: Problems) -> None:
     problems.add(tree.place_of(path), path, f"{message} Remove one of them.")
 
 
+def _check_course(tree: Node, problems: Problems) -> None:
+    rows = tree.at(("report", "course"))
+    last = 0
+    for position in range(len(rows.items) if rows is not None else 0):
+        path: KeyPath = ("report", "course", position, "epoch")
+        epoch = _integer(tree, path, 0)
+        if not epoch:
+            continue  # missing, or no epoch: said by the grammar
+        if epoch <= last:
+            message = f"epochs must rise, but got {epoch} after {last}. Sort the rows."
+            problems.add(tree.place_of(path), path, message)
+        last = max(last, epoch)
+
+
 def _written(tree: Node, first: KeyPath, second: KeyPath) -> KeyPath:
     return first if tree.at(first) is not None else second
 
@@ -208,6 +224,13 @@ def _check_name(tree: Node, path: Path, problems: Problems) -> None:
         return
     message = f"the file's stem {shortened(repr(path.stem))} is no plain name. Add `name: ...`."
     problems.add(tree.place, ("name",), message)
+
+
+def _course_row(row: CourseRowBlock) -> CourseRow:
+    named: dict[str, list[float]] = row.model_extra or {}
+    return CourseRow(
+        epoch=row.epoch, intervals={name: (ends[0], ends[1]) for name, ends in named.items()}
+    )
 
 
 def _study(file: SpaceFile, name: str) -> StudySettings:
@@ -230,5 +253,6 @@ def _study(file: SpaceFile, name: str) -> StudySettings:
         control=file.prune.control,
         confirm=ConfirmSettings(**file.confirm.model_dump()),
         targets=file.report.targets,
+        course=tuple(_course_row(row) for row in file.report.course),
         alarms=AlarmSettings(**{**alarms, "on_alarm": OnAlarm(alarms["on_alarm"])}),
     )

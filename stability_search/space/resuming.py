@@ -11,6 +11,7 @@ _YAML_NAMES = (
     ("kill_rule.", "prune."),
     ("control", "prune.control"),
     ("targets", "report.targets"),
+    ("course", "report.course"),
 )
 _MAY_RISE = frozenset(
     {
@@ -63,6 +64,31 @@ def _may_rise(old: object, new: object) -> bool:
     )
 
 
+class _Nothing:
+    """Stands for a key that is not there; a value may be None."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+NOTHING = _Nothing()
+
+
+def changed_values(old: Space, new: Space) -> dict[str, tuple[object, object]]:
+    """List what differs between two spaces.
+
+    Returns:
+        By dotted key, the old and the new value; `NOTHING` where there is none.
+    """
+    before, after = _facts(old), _facts(new)
+    changed: dict[str, tuple[object, object]] = {}
+    for name in [*before, *(key for key in after if key not in before)]:
+        was, now = before.get(name, NOTHING), after.get(name, NOTHING)
+        if was != now or isinstance(was, bool) != isinstance(now, bool):
+            changed[name] = (was, now)
+    return changed
+
+
 def resume_difference(old: Space, new: Space) -> tuple[str, ...]:
     """List what differs and may not, between a study's space and the one it is resumed with.
 
@@ -74,18 +100,10 @@ def resume_difference(old: Space, new: Space) -> tuple[str, ...]:
         One sentence for each change; empty where the study may go on. Only budgets (trials,
         seconds, steps), `confirm.top` and `confirm.seeds` may rise.
     """
-    before, after = _facts(old), _facts(new)
-    missing = object()
     differences = []
-    for name in [*before, *(key for key in after if key not in before)]:
-        was, now = before.get(name, missing), after.get(name, missing)
-        if was == now and isinstance(was, bool) == isinstance(now, bool):
-            continue
-        if name in _MAY_RISE:
-            if not _may_rise(was, now):
-                differences.append(f"{name}: may only rise, but got {now} after {was}.")
-            continue
-        was_text = "nothing" if was is missing else repr(was)
-        now_text = "nothing" if now is missing else repr(now)
-        differences.append(f"{name}: may not change, but got {now_text} after {was_text}.")
+    for name, (was, now) in changed_values(old, new).items():
+        if name not in _MAY_RISE:
+            differences.append(f"{name}: may not change, but got {now!r} after {was!r}.")
+        elif not _may_rise(was, now):
+            differences.append(f"{name}: may only rise, but got {now} after {was}.")
     return tuple(differences)

@@ -259,6 +259,7 @@ class _SettingCheck:
         """Note values for settings that do not apply, and leave them out."""
         values: dict[str, Any] = {**self._task.defaults, **self._fixed}
         values |= dict.fromkeys(self._space_nodes, _NO_VALUE)
+        inactive = set()
         for parameter in ordered:
             name = parameter.name
             values[name] = start.get(name, _NO_VALUE)
@@ -270,6 +271,7 @@ class _SettingCheck:
             ]
             if against and name not in self._unclear:
                 values[name] = None
+                inactive.add(name)
                 if start.get(name) is not None:
                     other = against[0]
                     message = (
@@ -278,11 +280,12 @@ class _SettingCheck:
                     )
                     path: KeyPath = ("start_with", index, name)
                     self._problems.add(item.key_places[name], path, message)
-        applies = {name for name, value in values.items() if value is not None}
         return {
             name: value
             for name, value in start.items()
-            if name in applies or not self._parameters[name].when
+            # Null where null is none of the choices says that the setting is thought inactive.
+            if name not in inactive
+            and (value is not None or self._parameters[name].contains(None))
         }
 
 

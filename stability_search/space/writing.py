@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 from stability_search.records import Json, Scalar
+from stability_search.settings import SETTING_NAMES
 from stability_search.space.model import Space
 from stability_search.space.reading import read_tree, resolve_scalar
 from stability_search.space.tree import UNPRINTABLE, Problems
@@ -82,7 +83,8 @@ def best_yaml(space: Space, settings: Mapping[str, Json], comment: str) -> str:
         comment: The verdict; its lines stand on top.
 
     Returns:
-        Name, task, seed and study blocks as given, and every active setting under `fixed`.
+        Name, task, seed and study blocks as given, and every active setting under `fixed`. A
+        relative path of the task that exists is made absolute: the text may lie elsewhere.
     """
     tree = read_tree(space.text, Problems(str(space.path), space.text))
     given = {} if tree is None else tree.plain()
@@ -93,7 +95,24 @@ def best_yaml(space: Space, settings: Mapping[str, Json], comment: str) -> str:
     }
     data: dict[str, Json] = {"name": space.study.name, "task": space.task_name}
     data |= {key: given[key] for key in _STUDY_KEYS if key in given}
-    data["fixed"] = {name: value for name, value in settings.items() if name not in inactive}
+    if isinstance(arguments := data.get("task_args"), Mapping):
+        data["task_args"] = {name: _found(space, value) for name, value in arguments.items()}
+    data["fixed"] = {
+        name: value if name in SETTING_NAMES else _found(space, value)
+        for name, value in settings.items()
+        if name not in inactive
+    }
     data |= {key: given[key] for key in _LATER_KEYS if key in given}
     lines = [f"# {UNPRINTABLE.sub('?', line)}".rstrip() for line in comment.splitlines()]
     return "".join(f"{line}\n" for line in lines) + to_yaml(data)
+
+
+def _found(space: Space, value: Json) -> Json:
+    """Return a relative path that exists as an absolute one; any other value as it is."""
+    if not isinstance(value, str) or not value:
+        return value
+    path = space.folder / value
+    try:
+        return str(path.resolve()) if path.exists() else value
+    except (OSError, ValueError):  # no name a file can have
+        return value

@@ -1,7 +1,7 @@
 """Around the CTC loss: greedy decoding, edit distance, and what a blind prediction costs."""
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -23,6 +23,18 @@ def greedy_labels(path: Sequence[int]) -> list[int]:
         [2, 2, 1]
     """
     return [label for label, _ in groupby(path) if label != BLANK]
+
+
+def num_frames_needed(labels: Sequence[int]) -> int:
+    """Count the output frames without which CTC's loss is infinite.
+
+    Each label takes one, and so does the blank that keeps two equal neighbours apart.
+
+    Example:
+        >>> num_frames_needed([1, 1, 2])
+        4
+    """
+    return len(labels) + sum(left == right for left, right in pairwise(labels))
 
 
 def num_edits(said: Sequence[int], wanted: Sequence[int]) -> int:

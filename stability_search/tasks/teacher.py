@@ -4,25 +4,32 @@ Several sensor streams are projected, run through Inception blocks and fused by 
 reads the sequence of activities off. `stability_search/tasks/README.md` explains its failures.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from stability_search.tasks.clip_folder import read_folder
 from stability_search.tasks.clips import (
     Clip,
     ClipBatch,
     ClipData,
+    Units,
     collate,
     draw_clip,
     read_basic_motions,
-    read_folder,
 )
-from stability_search.tasks.ctc import constant_prediction_loss, greedy_labels, num_edits
+from stability_search.tasks.ctc import (
+    constant_prediction_loss,
+    greedy_labels,
+    num_edits,
+    num_frames_needed,
+)
 from stability_search.tasks.teacher_model import (
     NUM_BRANCHES,
     TIME_STRIDE,
@@ -87,11 +94,12 @@ class Teacher:
         nan_frac: Share of training clips with a NaN frame, in [0, 1]; the probe is clean.
         short_frac: Share of training clips too short for their labels, so that CTC gives Inf, in
             [0, 1]; the probe is clean.
-        data_dir: Folder of your own clips, see `clips.read_folder`; None takes the recordings
-            that come with the package.
+        data_dir: Folder of your own clips, see `clip_folder.read_folder`; None takes the
+            recordings that come with the package.
 
     Raises:
-        ValueError: An argument is out of its range, or `data_dir` cannot be used.
+        ValueError: An argument is out of its range.
+        UsageError: `data_dir` cannot be used; every file at fault is named.
     """
 
     def __init__(  # noqa: PLR0913 - each is a setting that a space file may name
@@ -136,10 +144,11 @@ class Teacher:
         _require("0 <= value <= 1", "short_frac", short_frac, holds=0 <= short_frac <= 1)
         self._nan_frac = nan_frac
         self._short_frac = short_frac
+        units = Units(raw_units=raw_units, input_scale=input_scale)
         self._data = (
-            read_basic_motions(raw_units=raw_units, input_scale=input_scale)
+            read_basic_motions(units)
             if data_dir is None
-            else read_folder(Path(data_dir), raw_units=raw_units, input_scale=input_scale)
+            else read_folder(Path(data_dir), units, time_stride=TIME_STRIDE)
         )
         self._probe = _probe(self._data)
 
@@ -148,7 +157,7 @@ class Teacher:
         return TeacherNetwork(
             self._shape,
             stream_sizes=self._data.stream_sizes,
-            num_classes=self._data.num_classes,
+            num_classes=self._num_classes,
         )
 
     def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[ClipBatch]:
@@ -202,7 +211,7 @@ class Teacher:
                 (tuple(map(pooled_length, batch.frame_lengths)), batch.labels, batch.label_lengths)
                 for batch in self._probe
             ],
-            num_classes=self._data.num_classes,
+            num_classes=self._num_classes,
         )
 
     def init_gain_parameters(self, model: nn.Module) -> list[str]:
@@ -212,6 +221,44 @@ class Teacher:
             for name, _ in model.named_parameters()
             if name.startswith("projections.") and name.endswith(".weight")
         ]
+
+    def ablations(self) -> dict[str, dict[str, Any]]:
+        """Return the arguments of the teacher without attention, and of a smaller one."""
+        changes: dict[str, dict[str, Any]] = {}
+        if self._shape.fusion == "attention":
+            changes["attention_bypassed"] = {
+                "fusion": "weighted_sum",
+                "heads": None,
+                "attention_dropout": None,
+            }
+        smaller = _smaller(self._shape)
+        if smaller:
+            changes["smaller_model"] = smaller
+        return changes
+
+    def check_batch(self, batch: ClipBatch) -> Sequence[str]:
+        """Return what keeps the labels of a batch from being learned, a sentence a clip."""
+        sentences = []
+        sequences = torch.split(batch.labels, list(batch.label_lengths))
+        for index, (frames, labels) in enumerate(zip(batch.frame_lengths, sequences, strict=True)):
+            wanted = labels.tolist()
+            needed, given = num_frames_needed(wanted), pooled_length(frames)
+            if needed > given:
+                sentences.append(
+                    f"clip {index}: its {len(wanted)} labels need {needed} frames of the model's "
+                    f"output, but its {frames} frames give {given}; the CTC loss is Inf."
+                )
+            unknown = sorted({label for label in wanted if not 1 <= label <= self._num_classes})
+            if unknown:
+                sentences.append(
+                    f"clip {index}: labels must lie in 1 to {self._num_classes}, but it has "
+                    f"{', '.join(map(str, unknown))}."
+                )
+        return sentences
+
+    @property
+    def _num_classes(self) -> int:
+        return self._data.num_classes
 
     def _training_clip(self, generator: torch.Generator) -> Clip:
         clip = draw_clip(self._data.train, generator)
@@ -237,6 +284,15 @@ def _probe(data: ClipData) -> tuple[ClipBatch, ...]:
         clips = list(data.test.clips[::every][:wanted])
     size = max(1, len(clips) // PROBE_BATCHES)
     return tuple(collate(clips[start : start + size]) for start in range(0, len(clips), size))
+
+
+def _smaller(shape: TeacherShape) -> dict[str, Any] | None:
+    """Halve the width as the checklist does, with half dropped out; else the depth; else None."""
+    step = math.lcm(NUM_BRANCHES, shape.heads if shape.fusion == "attention" else 1)
+    hidden = shape.hidden // 2 // step * step
+    if hidden:
+        return {"hidden": hidden, "dropout": max(shape.dropout, 0.5)}
+    return {"blocks": shape.blocks // 2} if shape.blocks > 1 else None
 
 
 def _check_shape(shape: TeacherShape) -> None:

@@ -208,6 +208,22 @@ def test_the_pilot_takes_today_then_defaults_then_middles_in_fp32(load_text: Loa
     assert changed["beta2"] == 0.999
 
 
+def test_a_start_keeps_null_where_null_is_a_choice_of_a_setting_that_applies(
+    load_text: Load,
+) -> None:
+    text = (
+        "task: ./toy.py:Toy\nspace:\n  learning_rate: {uniform: {low: 0.1, high: 1}}\n"
+        "  precision: {choice: [fp32, fp16]}\n"
+        "  max_scale: {choice: [null, 2048], when: {precision: fp16}}\n"
+        "start_with:\n"
+        "  - {learning_rate: 0.5, precision: fp16, max_scale: null}\n"
+        "  - {learning_rate: 0.5, precision: fp32, max_scale: null}\n"
+    )
+    first, second = load_text(text).start_with
+    assert first == {"learning_rate": 0.5, "precision": "fp16", "max_scale": None}
+    assert second == {"learning_rate": 0.5, "precision": "fp32"}
+
+
 def test_a_start_may_leave_values_out_and_repeat_fixed_ones(load_text: Load, valid: str) -> None:
     starts = load_text(
         valid.replace("  - {", "  - {batch_size: 2, precision: bf16, init_scale: null}\n  - {")
@@ -257,6 +273,20 @@ def test_the_best_file_is_the_same_configuration(
     assert best.config_id(best.settings({})) == space.config_id(settings)
     ours = best.trial_config(best.settings({}), seed=1, steps=400, device="cpu")
     assert ours == space.trial_config(settings, seed=1, steps=400, device="cpu")
+
+
+def test_the_choice_finds_the_files_of_its_task_from_anywhere(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "clips").mkdir(parents=True)
+    (home / "space.yaml").write_text(
+        "task: teacher\ntask_args: {data_dir: clips, variant: stable}\n"
+        "fixed: {learning_rate: 0.1}\n"
+    )
+    space = load(home / "space.yaml")
+    (tmp_path / "best.yaml").write_text(best_yaml(space, space.settings({}), ""))
+
+    again = load(tmp_path / "best.yaml")
+    assert again.task_args == {"data_dir": str(home / "clips"), "variant": "stable"}
 
 
 def test_overrides_keep_comments_and_read_back(load_text: Load, valid: str, folder: Path) -> None:

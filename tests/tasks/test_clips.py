@@ -1,5 +1,6 @@
 """Clips: drawn from recordings, or read from a user's folder with clear words about mistakes."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,21 +8,29 @@ import numpy as np
 import pytest
 import torch
 
+from stability_search.errors import UsageError
+from stability_search.tasks.clip_folder import read_folder
 from stability_search.tasks.clips import (
     PIECE_FRAMES,
     Clip,
     ClipData,
+    Units,
     collate,
     draw_clip,
     read_basic_motions,
-    read_folder,
 )
 from stability_search.tasks.teacher import Teacher
 from stability_search.testing import check_task
 
+STANDARDISED = Units(raw_units=False, input_scale=1.0)
+
 
 def motions() -> ClipData:
-    return read_basic_motions(raw_units=False, input_scale=1.0)
+    return read_basic_motions(STANDARDISED)
+
+
+def read(folder: Path) -> ClipData:
+    return read_folder(folder, STANDARDISED, time_stride=4)
 
 
 def draws(num: int, seed: int = 0) -> list[Clip]:
@@ -31,7 +40,7 @@ def draws(num: int, seed: int = 0) -> list[Clip]:
 
 
 def test_streams_are_accelerometer_gyroscope_and_differences() -> None:
-    data = read_basic_motions(raw_units=True, input_scale=1.0)
+    data = read_basic_motions(Units(raw_units=True, input_scale=1.0))
     assert data.stream_sizes == (3, 3, 6)
     assert data.num_classes == 4
     frames = data.train.clips[0].frames
@@ -102,7 +111,7 @@ def own(tmp_path: Path) -> Path:
 
 
 def test_own_clips_are_whole_and_their_arrays_are_the_streams(own: Path) -> None:
-    data = read_folder(own, raw_units=False, input_scale=1.0)
+    data = read(own)
     assert data.stream_sizes == (2, 4, 6)  # by name: hands, pose, then the differences
     assert data.num_classes == 3
     assert [len(clip.frames) for clip in data.train.clips] == [40, 41, 42, 43, 44, 45]
@@ -118,7 +127,7 @@ def test_nan_in_own_clips_stays_in_its_clip(own: Path) -> None:
     pose[7, 1] = np.nan
     labels = np.array([0])
     write(own, "train", "clip0", pose=pose, hands=np.ones((40, 2)), labels=labels)
-    data = read_folder(own, raw_units=False, input_scale=1.0)
+    data = read(own)
     finite = [bool(clip.frames.isfinite().all()) for clip in data.train.clips]
     assert finite == [False, True, True, True, True, True]
 
@@ -126,7 +135,7 @@ def test_nan_in_own_clips_stays_in_its_clip(own: Path) -> None:
 def test_a_constant_channel_becomes_zero(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path, split, "a", x=np.full((9, 1), 7.0), labels=np.array([0]))
-    data = read_folder(tmp_path, raw_units=False, input_scale=1.0)
+    data = read(tmp_path)
     assert not data.train.clips[0].frames.any()
 
 
@@ -138,58 +147,138 @@ def test_a_constant_channel_becomes_zero(tmp_path: Path) -> None:
         ({"x": np.zeros((9, 2)), "labels": np.array([-1])}, r"none below 0, but got \[-1\]"),
         ({"x": np.zeros((9, 2)), "labels": np.array([], int)}, r"at least one label.*\[\]"),
         ({"labels": np.array([0])}, r"must hold streams .* but got none"),
-        ({"x": np.zeros(9), "labels": np.array([0])}, r"streams .* but got x \(9,\)"),
-        ({"x": np.zeros((0, 2)), "labels": np.array([0])}, r"but got x \(0, 2\)"),
-        ({"x": np.array([["a"]]), "labels": np.array([0])}, r"of numbers"),
+        ({"x": np.zeros(9), "labels": np.array([0])}, r"but got x float64 \(9,\)"),
+        ({"x": np.zeros((0, 2)), "labels": np.array([0])}, r"but got x float64 \(0, 2\)"),
+        ({"x": np.zeros((9, 0)), "labels": np.array([0])}, r"but got x float64 \(9, 0\)"),
+        ({"x": np.array([["a"]]), "labels": np.array([0])}, r"of real numbers.* x <U1"),
+        ({"x": np.ones((9, 2)) * 1j, "labels": np.array([0])}, r"of real numbers.* x complex128"),
         (
             {"x": np.zeros((9, 2)), "y": np.zeros((8, 2)), "labels": np.array([0])},
-            r"same number of frames, but got x \(9, 2\), y \(8, 2\)",
+            r"with as many frames, but got x float64 \(9, 2\), y float64 \(8, 2\)",
         ),
         (
             {"pose": np.zeros((9, 3)), "hands": np.zeros((9, 2)), "labels": np.array([0])},
-            r"same streams, but .* channels \(2, 4\) and .* \(2, 3\)",
+            r"streams of the other clips, hands 2, pose 4 channels, but got hands 2, pose 3",
+        ),
+        (
+            {"face": np.zeros((9, 4)), "hands": np.zeros((9, 2)), "labels": np.array([0])},
+            r"hands 2, pose 4 channels, but got face 4, hands 2",
         ),
     ],
 )
 def test_a_bad_clip_is_named_with_what_is_wrong(
     own: Path, arrays: dict[str, Any], message: str
 ) -> None:
-    write(own, "train", "bad" if "pose" not in arrays else "other", **arrays)
-    if "pose" in arrays:  # not the first file, by name
-        (own / "train" / "other.npz").rename(own / "train" / "z.npz")
-    with pytest.raises(ValueError, match=message):
-        read_folder(own, raw_units=False, input_scale=1.0)
+    write(own, "train", "bad", **arrays)
+    with pytest.raises(UsageError, match=message) as caught:
+        read(own)
+    assert str(caught.value).splitlines()[0].endswith("cannot be trained on, 1 problem:")
+
+
+def test_all_mistakes_of_all_files_are_told_at_once(own: Path) -> None:
+    """Each file at fault has its line, and a file with two mistakes has two."""
+    (own / "train" / "clip0.npz").write_bytes(b"no archive")
+    write(own, "train", "clip1", pose=np.zeros((9, 4)), hands=np.zeros((8, 2)))
+    write(own, "train", "clip2", pose=np.zeros((9, 4)), labels=np.array([0]))
+    streams = {"pose": np.zeros((9, 4)), "hands": np.zeros((9, 2))}
+    write(own, "test", "clip3", **streams, labels=np.array([1, 1, 0]))
+    streams["hands"][4, 1] = np.inf
+    write(own, "test", "clip4", **streams, labels=np.array([1]))
+    with pytest.raises(UsageError) as caught:
+        Teacher(data_dir=str(own))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"data_dir: {own} cannot be trained on, 6 problems:"
+    assert [line.split()[0] for line in lines[1:-1]] == [
+        "train/clip0.npz",
+        "train/clip1.npz",
+        "train/clip1.npz",
+        "train/clip2.npz",
+        "test/clip3.npz",
+        "test/clip4.npz",
+    ]
+    assert lines[5] == (
+        "  test/clip3.npz must have at least 13 frames for its 3 labels, since it judges every "
+        "configuration, but got 9."
+    )
+    assert "frame 4 holds NaN or Inf" in lines[6]
+    assert lines[-1] == "Correct these files, or take them out of the folder."
+
+
+def test_a_folder_of_many_mistakes_is_cut_short(own: Path) -> None:
+    for index in range(30):
+        write(own, "train", f"bad{index}", x=np.zeros((9, 2)))
+    with pytest.raises(UsageError, match=r"30 problems:(?s:.*)\n  And 10 more\.\n"):
+        read(own)
+
+
+def test_a_test_clip_just_long_enough_is_taken(own: Path) -> None:
+    """Two equal labels need a blank between them: three frames of four, the last one begun."""
+    streams = {"pose": np.zeros((9, 4)), "hands": np.zeros((9, 2))}
+    write(own, "test", "clip0", **streams, labels=np.array([1, 1]))
+    assert math.isfinite(Teacher(data_dir=str(own)).baseline())
+    streams = {name: stream[:8] for name, stream in streams.items()}
+    write(own, "test", "clip0", **streams, labels=np.array([1, 1]))
+    with pytest.raises(UsageError, match=r"at least 9 frames .* but got 8"):
+        read(own)
+
+
+def test_a_label_that_no_training_clip_has_cannot_be_judged_by(own: Path) -> None:
+    streams = {"pose": np.zeros((40, 4)), "hands": np.zeros((40, 2))}
+    write(own, "test", "clip0", **streams, labels=np.array([7, 1, 5]))
+    with pytest.raises(UsageError, match=r"test/clip0\.npz must have .* no such clip has 5, 7\."):
+        read(own)
 
 
 def test_a_bad_folder_is_named(own: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"gone is not there"):
+    with pytest.raises(UsageError, match=r"gone is not there"):
         Teacher(data_dir=str(tmp_path / "gone"))
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(ValueError, match=r"file is not a folder"):
+    with pytest.raises(UsageError, match=r"file is not a folder"):
         Teacher(data_dir=str(file))
     for clip in (own / "test").iterdir():
         clip.unlink()
-    with pytest.raises(
-        ValueError, match=r"test must hold at least one \.npz file, but holds none"
-    ):
+    with pytest.raises(UsageError, match=r"test/ must hold one \.npz .* but it holds none"):
         Teacher(data_dir=str(own))
     (own / "test").rmdir()
-    with pytest.raises(ValueError, match=r"but is not there\. Put one file a clip"):
+    with pytest.raises(UsageError, match=r"test/ must hold .* but it is not there"):
         Teacher(data_dir=str(own))
 
 
-def test_a_file_that_is_no_archive_and_a_pickle_are_refused(own: Path) -> None:
-    (own / "train" / "a.npz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match=r"a\.npz cannot be read as an \.npz archive"):
-        Teacher(data_dir=str(own))
-    np.savez(own / "train" / "a.npz", labels=np.array([object()]), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"a\.npz cannot be read as .* without pickles"):
-        Teacher(data_dir=str(own))
+def test_a_file_that_is_no_archive_is_refused(own: Path) -> None:
+    file = own / "train" / "clip0.npz"
+    whole = file.read_bytes()
+    for content in (b"no archive", b"", whole[:-40]):
+        file.write_bytes(content)
+        with pytest.raises(UsageError, match=r"train/clip0\.npz must be an \.npz archive"):
+            read(own)
+    with file.open("wb") as lone_array:
+        np.save(lone_array, np.zeros((9, 2)))
+    with pytest.raises(UsageError, match=r"train/clip0\.npz must be an \.npz archive"):
+        read(own)
 
 
-def test_clips_without_one_finite_frame_have_no_statistics(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        write(tmp_path, split, "a", x=np.full((9, 1), np.nan), labels=np.array([0]))
-    with pytest.raises(ValueError, match=r"every frame holds NaN or Inf"):
-        Teacher(data_dir=str(tmp_path))
+def test_a_damaged_archive_and_a_pickle_are_refused(own: Path) -> None:
+    file = own / "train" / "clip0.npz"
+    changed = bytearray(file.read_bytes())
+    changed[200] ^= 255
+    file.write_bytes(changed)
+    with pytest.raises(UsageError, match=r"clip0\.npz must be readable .* Bad CRC-32"):
+        read(own)
+    np.savez(file, labels=np.array([object()]), allow_pickle=True)
+    with pytest.raises(UsageError, match=r"clip0\.npz must be readable without pickles"):
+        read(own)
+
+
+def test_clips_without_one_finite_frame_have_no_statistics(own: Path) -> None:
+    for file in (own / "train").iterdir():
+        write(
+            own,
+            "train",
+            file.stem,
+            pose=np.full((9, 4), np.nan),
+            hands=np.zeros((9, 2)),
+            labels=np.array([0]),
+        )
+    with pytest.raises(UsageError, match=r"train/: one frame at least must be finite"):
+        read(own)

@@ -4,8 +4,14 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F  # noqa: N812
 
-from stability_search.tasks.ctc import constant_prediction_loss, greedy_labels, num_edits
+from stability_search.tasks.ctc import (
+    constant_prediction_loss,
+    greedy_labels,
+    num_edits,
+    num_frames_needed,
+)
 
 
 @pytest.mark.parametrize(
@@ -16,6 +22,16 @@ def test_greedy_decoding_merges_repeats_then_drops_blanks(
     path: list[int], labels: list[int]
 ) -> None:
     assert greedy_labels(path) == labels
+
+
+@pytest.mark.parametrize("labels", [[1, 2], [1, 2, 1], [1, 1], [2, 2, 2, 1, 1]])
+def test_the_frames_needed_are_those_from_which_ctc_is_finite(labels: list[int]) -> None:
+    needed = num_frames_needed(labels)
+    for frames, is_finite in ((needed, True), (needed - 1, False)):
+        log_probs = torch.zeros(frames, 1, 3).log_softmax(2)
+        sizes = torch.tensor([frames]), torch.tensor([len(labels)])
+        loss = F.ctc_loss(log_probs, torch.tensor([labels]), *sizes)
+        assert bool(loss.isfinite()) is is_finite
 
 
 @pytest.mark.parametrize(

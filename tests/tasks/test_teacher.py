@@ -12,8 +12,15 @@ from torch import nn
 
 from stability_search.records import TrialRow, TrialSummary
 from stability_search.settings import SETTING_NAMES
-from stability_search.tasks.base import HasBaseline, HasInitGainParameters, HasMetrics, Task
-from stability_search.tasks.clips import ClipBatch
+from stability_search.tasks.base import (
+    HasAblations,
+    HasBaseline,
+    HasBatchCheck,
+    HasInitGainParameters,
+    HasMetrics,
+    Task,
+)
+from stability_search.tasks.clips import Clip, ClipBatch, collate
 from stability_search.tasks.teacher import Teacher
 from stability_search.tasks.teacher_model import AttentionFusion, TeacherNetwork, pooled_length
 from stability_search.testing import check_task
@@ -71,6 +78,8 @@ def test_every_form_keeps_the_contract(task: Teacher) -> None:
     assert isinstance(task, HasBaseline)
     assert isinstance(task, HasMetrics)
     assert isinstance(task, HasInitGainParameters)
+    assert isinstance(task, HasAblations)
+    assert isinstance(task, HasBatchCheck)
 
 
 def test_no_argument_is_named_like_a_setting_or_a_column() -> None:
@@ -312,3 +321,65 @@ def test_the_same_seed_builds_the_same_model() -> None:
 
     left, right = build().state_dict(), build().state_dict()
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+# -- what `diagnose` asks ---------------------------------------------------------------------
+
+
+def size_of(arguments: dict[str, object]) -> int:
+    model = Teacher(**arguments).model()  # type: ignore[arg-type]
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"heads": 8, "attention_dropout": 0.3, "variant": "stable"},
+        {"hidden": 24, "heads": 3},
+        {"hidden": 4, "heads": 4, "blocks": 3},
+    ],
+)
+def test_ablations_build_a_teacher_without_attention_and_a_smaller_one(
+    arguments: dict[str, object],
+) -> None:
+    changes = Teacher(**arguments).ablations()  # type: ignore[arg-type]
+    assert list(changes) == ["attention_bypassed", "smaller_model"]
+    bypassed = Teacher(**{**arguments, **changes["attention_bypassed"]}).model()  # type: ignore[arg-type]
+    assert not [m for m in bypassed.modules() if isinstance(m, nn.MultiheadAttention)]
+    assert size_of({**arguments, **changes["smaller_model"]}) < size_of(arguments)
+
+
+def test_the_smaller_teacher_is_that_of_the_checklist() -> None:
+    """Half the width, and half of it dropped out."""
+    assert Teacher().ablations()["smaller_model"] == {"hidden": 16, "dropout": 0.5}
+    assert Teacher(dropout=0.7).ablations()["smaller_model"]["dropout"] == 0.7
+
+
+def test_an_ablation_that_is_the_case_already_is_left_out() -> None:
+    assert list(Teacher(fusion="weighted_sum").ablations()) == ["smaller_model"]
+    assert list(Teacher(hidden=4, heads=1, blocks=1).ablations()) == ["attention_bypassed"]
+
+
+def test_a_batch_check_names_labels_that_do_not_fit() -> None:
+    clips = [
+        Clip(frames=torch.zeros(8, 12), labels=(1, 2)),
+        Clip(frames=torch.zeros(8, 12), labels=(3, 3)),
+        Clip(frames=torch.zeros(40, 12), labels=(1, 5, 0)),
+    ]
+    short, unknown = Teacher().check_batch(collate(clips))
+    assert short == (
+        "clip 1: its 2 labels need 3 frames of the model's output, but its 8 frames give 2; the "
+        "CTC loss is Inf."
+    )
+    assert unknown == "clip 2: labels must lie in 1 to 4, but it has 0, 5."
+
+
+def test_the_batch_check_agrees_with_the_loss() -> None:
+    task = Teacher(short_frac=0.5)
+    model = task.model()
+    batches = list(islice(task.batches(1, generator()), 20))
+    told = [bool(task.check_batch(batch)) for batch in batches]
+    assert told == [math.isinf(task.loss(model, batch).item()) for batch in batches]
+    assert 0 < sum(told) < 20
+    assert not any(task.check_batch(batch) for batch in task.probe())

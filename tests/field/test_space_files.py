@@ -1,0 +1,149 @@
+"""Every value of a field report stands in its space file, before and after first of all."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from stability_search import space as spaces
+from stability_search.records import Json
+from stability_search.space import Space
+from stability_search.space.parameter import same_value
+
+Settings = Mapping[str, Json]
+
+# What a team trained with when it failed, and what it changed that to.
+BEFORE_AND_AFTER: Mapping[str, tuple[Settings, Settings]] = {
+    "teacher_scaler": (
+        {"precision": "fp16", "batch_size": 2, "learning_rate": 1e-5, "clip_norm": 0.5},
+        {"precision": "fp16", "batch_size": 2, "learning_rate": 1e-5, "clip_norm": 0.5},
+    ),
+    "teacher": (
+        {
+            "variant": "original",
+            "precision": "fp16",
+            "batch_size": 2,
+            "learning_rate": 2e-4,
+            "clip_norm": 5.0,
+        },
+        {
+            "variant": "stable",
+            "precision": "fp16",
+            "batch_size": 2,
+            "learning_rate": 1e-4,
+            "clip_norm": 1.0,
+            "attention_clamp": 10.0,
+            "attention_dropout": 0.1,
+        },
+    ),
+    "detector": (
+        {"precision": "fp16", "accumulation_steps": 4, "learning_rate": 1e-5, "clip_norm": 1.0},
+        {"precision": "fp16", "accumulation_steps": 4, "learning_rate": 1e-4, "clip_norm": 10.0},
+    ),
+    "speech_lora": (
+        {
+            "precision": "fp16",
+            "batch_size": 8,
+            "accumulation_steps": 8,
+            "learning_rate": 2e-5,
+            "clip_norm": 1.0,
+            "gradient_checkpointing": True,
+        },
+        {
+            "precision": "fp16",
+            "batch_size": 8,
+            "accumulation_steps": 8,
+            "learning_rate": 2e-5,
+            "clip_norm": None,
+            "gradient_checkpointing": True,
+        },
+    ),
+    "speech_gpt": (
+        {"precision": "fp16", "init_scale": 65536, "growth_interval": 2000},
+        {"precision": "fp16", "init_scale": 1024, "growth_interval": 100},
+    ),
+}
+
+# Whatever else a report names: each value must be reachable.
+NAMED: Mapping[str, Mapping[str, Sequence[Json]]] = {
+    "teacher_scaler": {
+        "batch_size": [2, 1],
+        "learning_rate": [1e-5, 1e-6],
+        "clip_norm": [0.5],
+        "precision": ["fp16", "fp32"],
+    },
+    "teacher": {
+        "learning_rate": [1e-6, 1e-5, 5e-5, 1e-4, 2e-4],
+        "clip_norm": [1.0, 5.0],
+        "precision": ["fp16", "fp32"],
+        "attention_precision": ["trial", "fp32"],
+        "attention_clamp": [None, 10.0],
+        "attention_dropout": [0.1, 0.3],
+        "dropout": [0.3, 0.5],
+        "weight_decay": [0.01],
+        "norm": ["keep", "group"],
+        "fusion": ["attention", "weighted_sum"],
+        "heads": [4, 2],
+    },
+    "detector": {
+        "learning_rate": [1e-5, 1e-4],
+        "clip_norm": [1.0, 10.0],
+        "accumulation_steps": [4],
+        "precision": ["fp16"],
+    },
+    "speech_lora": {
+        "learning_rate": [2e-5],
+        "clip_norm": [None, 1.0],
+        "gradient_checkpointing": [True, False],
+        "batch_size": [8, 4],
+        "accumulation_steps": [8, 16],
+        "precision": ["fp16", "fp32"],
+    },
+    "speech_gpt": {
+        "init_scale": [65536, 512, 1024, 2048],
+        "growth_interval": [2000, 100, 200],
+        "learning_rate": [1e-6],
+        "precision": ["fp16"],
+    },
+}
+
+
+def holds(space: Space, name: str, value: Json) -> bool:
+    """Say whether a value is fixed, may be proposed, or is tried first."""
+    for parameter in space.parameters:
+        if parameter.name == name and parameter.contains(value):
+            return True
+    known = [
+        *(start[name] for start in space.start_with if name in start),
+        *([space.fixed[name]] if name in space.fixed else []),
+        *([space.task_args[name]] if name in space.task_args else []),
+        *([space.defaults[name]] if name in space.defaults else []),
+    ]
+    return any(same_value(one, value) for one in known)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_value_of_the_report_can_be_reached(name: str) -> None:
+    space = spaces.load(name)
+    missing = [
+        f"{setting}={value}"
+        for setting, values in NAMED[name].items()
+        for value in values
+        if not holds(space, setting, value)
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", BEFORE_AND_AFTER)
+def test_before_and_after_are_tried_first(name: str) -> None:
+    space = spaces.load(name)
+    for wanted, start in zip(BEFORE_AND_AFTER[name], space.start_with[:2], strict=True):
+        known = {**space.defaults, **space.task_args, **space.settings(start)}
+        assert {key: known.get(key) for key in wanted} == wanted
+
+
+def test_a_value_that_is_nowhere_is_missed() -> None:
+    """The twin: the test above can fail."""
+    space = spaces.load("quickstart")
+    assert holds(space, "learning_rate", 0.05)
+    assert not holds(space, "learning_rate", 5.0)
+    assert not holds(space, "clip_norm", 0.123)
