@@ -166,6 +166,7 @@ def warnings(view: View) -> tuple[str, ...]:
             "with the initial model in fp32. Look at the data and at the task's loss."
         )
     found += _precision_warnings(view)
+    found += _memory_advice(view)
     search = view.study.search
     if search.sampler == "tpe" and search.max_concurrent != 1 and view.in_stage("search"):
         found.append(
@@ -207,6 +208,28 @@ def _precision_warnings(view: View) -> list[str]:
         found.append(
             f"growth_interval is below {PROOF_STEPS} in some trials: no loss scale was ever "
             "proven there, so overflows counted as calibration."
+        )
+    return found
+
+
+def _memory_advice(view: View) -> list[str]:
+    """Say how the same step is taken with less memory, where trials ran out of it."""
+    rows = [row for row in view.results if row["outcome"] == Outcome.OUT_OF_MEMORY]
+    if not rows:
+        return []
+    found = []
+    sizes = {(view.setting(r, "batch_size"), view.setting(r, "accumulation_steps")) for r in rows}
+    for batch, windows in sorted(size for size in sizes if None not in size):
+        if batch > 1:
+            found.append(
+                f"Out of memory at batch_size={batch}, accumulation_steps={windows}: half the "
+                f"batch with twice the accumulation is a step of the same size (batch_size="
+                f"{batch // 2}, accumulation_steps={2 * windows})."
+            )
+    if not all(view.setting(row, "gradient_checkpointing") for row in rows):
+        found.append(
+            f"{count(len(rows), 'trial')} ran out of memory: gradient_checkpointing=true takes "
+            "less of it and more time, and changes no result."
         )
     return found
 

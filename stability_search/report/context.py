@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stability_search.records import Json, StepRecord, Verdict
+from stability_search.report.curves import Curves, read_curves
 from stability_search.settings import EngineSettings, StudySettings
 from stability_search.table import Tables, records
 from stability_search.yardstick import Yardstick
@@ -17,6 +18,8 @@ from stability_search.yardstick import Yardstick
 Row = Mapping[str, Any]
 
 _ENGINE_DEFAULTS = EngineSettings(learning_rate=1.0)
+# Words of ours, which a host may be named like; a trial's steps are read by its name.
+_OURS = frozenset({"trial_id", "stage", "config_id", "candidate_id", "outcome", "control_outcome"})
 _MIN_NAME = 4  # shorter host names would be replaced inside ordinary words
 
 
@@ -98,8 +101,12 @@ class View:
         trials = records(report.tables.trials)
         nodes = sorted({row["node"] for row in trials if row["node"]})
         self._nodes = {node: f"node-{i}" for i, node in enumerate(nodes, start=1)}
+        self._private: dict[str, str] = {}
         self.trials: list[dict[str, Any]] = [
-            {k: self.private(v) if isinstance(v, str) else v for k, v in row.items()}
+            {
+                k: self.private(v) if k not in _OURS and isinstance(v, str) else v
+                for k, v in row.items()
+            }
             for row in trials
         ]
         self.configurations = records(report.tables.configurations)
@@ -107,6 +114,11 @@ class View:
 
     def private(self, text: str) -> str:
         """Return text without the home directory and without host names."""
+        if text not in self._private:  # most texts of a table occur many times
+            self._private[text] = self._without_names(text)
+        return self._private[text]
+
+    def _without_names(self, text: str) -> str:
         home = self.report.home.rstrip("/")
         if home:
             text = text.replace(home, "~")
@@ -119,6 +131,11 @@ class View:
     def results(self) -> list[dict[str, Any]]:
         """Trials whose end says something about their configuration."""
         return [row for row in self.trials if row["is_stable"] is not None]
+
+    @cached_property
+    def curves(self) -> Curves:
+        """The steps of the trials that are worth a curve, read once."""
+        return read_curves(self.results, self.headline_id, self.report.read_steps)
 
     @cached_property
     def outcomes(self) -> Counter[str]:

@@ -10,7 +10,8 @@ from stability_search.report.wording import count, percent_at_most
 from stability_search.scoring import S_V1
 
 _CONFIDENCE = 0.95
-_OWN_LIMIT = "max_bad_steps"  # reason of a trial that the user's own limit ended: no kill
+OWN_LIMIT = "max_bad_steps"
+"""Reason of a trial that the user's own limit of bad steps ended: no kill."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +45,7 @@ def control_of(view: View) -> Control | None:
     killed = [
         row
         for row in view.in_stage("search")
-        if row["outcome"] == Outcome.PRUNED and row["reason"] != _OWN_LIMIT
+        if row["outcome"] == Outcome.PRUNED and row["reason"] != OWN_LIMIT
     ]
     run_on = [row for row in killed if row["is_control"]]
     results = [row for row in run_on if row["control_q"] is not None]

@@ -37,8 +37,12 @@ def render_json(report: Report) -> dict[str, Any]:
     Returns:
         Strict JSON values: no NaN, unknown is None. Within schema 1 keys are only added.
     """
-    view = View(report)
-    verdict = report.verdict
+    return document_of(View(report))
+
+
+def document_of(view: View) -> dict[str, Any]:
+    """Return the object of a study that has been looked at already."""
+    report, verdict = view.report, view.verdict
     return {
         "schema": SCHEMA,
         "verdict": str(verdict.kind),

@@ -5,15 +5,22 @@ script replaces by the value of its style sheet, so that one figure serves light
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from stability_search.records import Outcome
 from stability_search.report.context import Row
 from stability_search.report.wording import plain
 
 Spec = dict[str, Any]
+Item = TypeVar("Item")
+
+MAX_ROWS = 300
+"""Rows of a figure's table; the others stand in the files of the run."""
+
+MAX_MARKS = 1000
+"""Trials that a figure draws one by one; of more it draws so many, evenly chosen."""
 
 _MAX_LABEL = 60
 
@@ -45,6 +52,7 @@ MARKS: tuple[Mark, ...] = (
     Mark(key="user_error", label="error in the task", symbol="star"),
     Mark(key="infrastructure", label="lost to a machine", symbol="star-diamond"),
 )
+_MARK_OF = {mark.key: mark for mark in MARKS}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,10 +62,23 @@ class DataTable:
     Attributes:
         columns: Headings.
         rows: Cells as text.
+        num_left_out: Rows that stand only in the files of the run.
     """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    num_left_out: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        columns: tuple[str, ...],
+        items: Sequence[Item],
+        cells: Callable[[Item], tuple[str, ...]],
+    ) -> Self:
+        """Return a row for each of the first items; `cells` gives its text."""
+        rows = tuple(cells(item) for item in items[:MAX_ROWS])
+        return cls(columns=columns, rows=rows, num_left_out=len(items) - len(rows))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,11 +89,15 @@ class Panel:
         title: Heading above it; empty where the figure has but one.
         spec: `data` and `layout` for plotly.js.
         height: Pixels.
+        series: Names and colours of its lines, in order.
+        is_wide: True if it takes the whole width, above the others.
     """
 
     title: str
     spec: Spec
     height: int = 320
+    series: tuple[tuple[str, str], ...] = ()
+    is_wide: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +112,9 @@ class Figure:
         series: Names and colours of lines, in order.
         note: How to read it; may be empty.
         table: The same data as a table.
+        table_title: What the fold with the table is called.
+        is_table_open: True if the fold is open from the start.
+        max_columns: Panels side by side on a wide page, 1 to 3.
     """
 
     name: str
@@ -96,6 +124,9 @@ class Figure:
     series: tuple[tuple[str, str], ...] = ()
     note: str = ""
     table: DataTable
+    table_title: str = "The data of this figure"
+    is_table_open: bool = False
+    max_columns: int = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,13 +153,35 @@ def mark_of(row: Row) -> Mark:
     key = row["outcome"]
     if key == Outcome.COMPLETED:
         key = "stable" if row["is_stable"] else "weak"
-    return next(mark for mark in MARKS if mark.key == key)
+    return _MARK_OF[key]
 
 
 def marks_in(rows: Iterable[Row]) -> tuple[Mark, ...]:
     """Return the kinds of marks that occur, in the order of the legend."""
     seen = {mark_of(row).key for row in rows}
     return tuple(mark for mark in MARKS if mark.key in seen)
+
+
+def spread_evenly(rows: Sequence[Row], num_trials: int) -> list[Row]:
+    """Return trials evenly chosen in their order, where a figure has too many to draw each.
+
+    Args:
+        rows: Some of the trials of a figure.
+        num_trials: All of its trials; their share of `MAX_MARKS` is drawn.
+    """
+    if num_trials <= MAX_MARKS or len(rows) < 2:  # noqa: PLR2004 - one cannot be thinned
+        return list(rows)
+    last, limit = len(rows) - 1, max(2, MAX_MARKS * len(rows) // num_trials)
+    return [rows[round(k * last / (limit - 1))] for k in range(limit)]
+
+
+def drawn_text(num_trials: int) -> str:
+    """Say that not every trial is drawn, where that is so; begins with a space."""
+    if num_trials <= MAX_MARKS:
+        return ""
+    return (
+        f" Of {num_trials:,} trials, {MAX_MARKS:,} are drawn one by one, evenly chosen; all count."
+    )
 
 
 def plot_text(text: str) -> str:

@@ -38,9 +38,13 @@ def render_markdown(report: Report) -> str:
     Returns:
         At most 60 lines; every string of the study is inert text in it.
     """
-    view = View(report)
+    return summary_of(View(report))
+
+
+def summary_of(view: View) -> str:
+    """Write the summary of a study that has been looked at already."""
     row = view.by_id.get(view.headline_id or "")
-    lines = [f"## {inert(report.study.name)}: {inert(headline(view))}", ""]
+    lines = [f"## {inert(view.study.name)}: {inert(headline(view))}", ""]
     lines += [inert(choice_text(view)), ""]
     if row is not None:
         lines += _chosen(view, row)

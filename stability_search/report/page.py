@@ -11,13 +11,22 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from stability_search.report.context import Report, View
+from stability_search.report.curve_data import columns_of
 from stability_search.report.figures import MARKS
 from stability_search.report.parts import (
     appendix,
+    attention,
+    effects,
+    gradients,
+    guard_ledger,
     ladders,
+    loss_scale,
+    origins,
     outcomes,
     sensitivity,
     stability_map,
+    survival,
+    trial_drawer,
     verdict_card,
 )
 from stability_search.report.wording import headline
@@ -25,7 +34,19 @@ from stability_search.report.wording import headline
 PLOTLY_VERSION = "4.1.1"
 """Version of the vendored plotly.js bundle: the one that plotly.py ships."""
 
-_PARTS = (stability_map.build, sensitivity.build, outcomes.build, ladders.build)
+_PARTS = (
+    stability_map.build,
+    sensitivity.build,
+    survival.build,
+    loss_scale.build,
+    origins.build,
+    gradients.build,
+    attention.build,
+    outcomes.build,
+    effects.build,
+    ladders.build,
+    guard_ledger.build,
+)
 
 
 def render_html(report: Report) -> str:
@@ -37,7 +58,12 @@ def render_html(report: Report) -> str:
     Returns:
         The whole document; the same report gives the same text.
     """
-    view = View(report)
+    return page_of(View(report))
+
+
+def page_of(view: View) -> str:
+    """Draw the page of a study that has been looked at already."""
+    report = view.report
     sections = [build(view) for build in _PARTS]
     specs = {
         f"{figure.name}-{i}": panel.spec
@@ -45,6 +71,8 @@ def render_html(report: Report) -> str:
         for figure in section.figures
         for i, panel in enumerate(figure.panels)
     }
+    curves = [columns_of(curve) for curve in view.curves.shown]
+    drawer = trial_drawer.build(view)
     scripts = {name: _asset(name) for name in ("plotly-cartesian.min.js", "report.js")}
     return _template().render(
         title=f"{report.study.name}: {headline(view)}",
@@ -54,6 +82,7 @@ def render_html(report: Report) -> str:
         num_trials=len(view.trials),
         card=verdict_card.build(view),
         sections=sections,
+        drawer=drawer,
         appendix=appendix.build(view),
         marks=MARKS,
         policy=_policy(tuple(scripts.values())),
@@ -61,6 +90,8 @@ def render_html(report: Report) -> str:
         plotly=Markup(scripts["plotly-cartesian.min.js"]),  # noqa: S704 - vendored, pinned by hash
         script=Markup(scripts["report.js"]),  # noqa: S704 - our own file
         specs=Markup(script_json(specs)),  # noqa: S704 - escaped by script_json
+        trials=Markup(script_json(drawer.data)),  # noqa: S704 - escaped by script_json
+        curves=Markup(script_json(curves)),  # noqa: S704 - escaped by script_json
     )
 
 

@@ -3,8 +3,9 @@
 import math
 import re
 import shlex
+import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stability_search.errors import UserCodeError
@@ -56,6 +57,12 @@ def setting_value(value: Any) -> str:  # noqa: ANN401 - any JSON scalar
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return str(int(value))
     return number(value) if isinstance(value, float) else plain(str(value))
+
+
+def half_by(steps: Sequence[int]) -> str:
+    """Return by when half of some events had happened; of a single one, when."""
+    when = f"step {statistics.median_high(steps):,}"
+    return f"at {when}" if len(steps) == 1 else f"half of them by {when}"
 
 
 def count(n: int, singular: str, plural: str = "") -> str:

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from stability_search.files import write_whole
-from stability_search.report.context import Report
-from stability_search.report.document import render_json
-from stability_search.report.markdown import render_markdown
-from stability_search.report.page import render_html
+from stability_search.report.context import Report, View
+from stability_search.report.document import document_of
+from stability_search.report.markdown import summary_of
+from stability_search.report.page import page_of
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
@@ -25,10 +25,11 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
     Raises:
         StoppedEarlyError: The disk is full or the folder cannot be written.
     """
+    view = View(report)
     texts = {
-        "report.html": render_html(report),
-        "report.md": render_markdown(report),
-        "report.json": json.dumps(render_json(report), allow_nan=False, indent=2) + "\n",
+        "report.html": page_of(view),
+        "report.md": summary_of(view),
+        "report.json": json.dumps(document_of(view), allow_nan=False, indent=2) + "\n",
     }
     for name, text in texts.items():
         write_whole(folder / name, text)

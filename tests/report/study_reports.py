@@ -6,6 +6,7 @@ from typing import Any
 
 from stability_search.report import Report
 from stability_search.table import build_tables, study_yardsticks
+from tests.report.study_steps import reader_of
 from tests.study_rows import SPACE_SETTINGS, SPACE_TEXT, VARYING, StudyCase
 
 
@@ -36,6 +37,11 @@ def report_of(case: StudyCase, **changed: Any) -> Report:  # noqa: ANN401 - any 
         home="/home/someone",
     )
     return replace(report, **changed)
+
+
+def report_with_steps(case: StudyCase, **changed: Any) -> Report:  # noqa: ANN401 - see report_of
+    """Return the report of a study whose step files are at hand."""
+    return report_of(case, **{"read_steps": reader_of(case), **changed})
 
 
 HOSTILE = (
@@ -79,8 +85,10 @@ def hostile_case(case: StudyCase, text: str) -> StudyCase:
 
 def hostile_report(make: Callable[[], StudyCase], text: str) -> Report:
     """Return a report with a hostile string in every place that takes text."""
+    case = hostile_case(make(), text)
     return report_of(
-        hostile_case(make(), text),
+        case,
+        read_steps=reader_of(case, text=text),
         space_text=text,
         task_name=text,
         device=text,

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from stability_search.records import Outcome, Stage
@@ -55,3 +56,25 @@ def test_where_every_trial_broke_the_lowest_learning_rate_is_the_one_to_go_below
     assert said.startswith("Widen learning_rate downwards: every trial from ")
     assert said.endswith(" on broke.")
     assert not what_to_widen(View(report_of(case))).endswith(" on broke.")
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_after_out_of_memory_the_same_step_in_smaller_parts_is_advised(
+    *, is_checkpointed: bool
+) -> None:
+    report = report_of(stable_study())
+    trials = report.tables.trials.assign(
+        batch_size=8, accumulation_steps=8, gradient_checkpointing=is_checkpointed
+    )
+
+    def said(trials: pd.DataFrame) -> list[str]:
+        shown = replace(report, tables=replace(report.tables, trials=trials))
+        return [one for one in warnings(View(shown)) if "memory" in one]
+
+    assert not said(trials[trials["outcome"] != Outcome.OUT_OF_MEMORY])
+    found = said(trials)
+    assert found[0] == (
+        "Out of memory at batch_size=8, accumulation_steps=8: half the batch with twice the "
+        "accumulation is a step of the same size (batch_size=4, accumulation_steps=16)."
+    )
+    assert any("gradient_checkpointing=true" in one for one in found) is not is_checkpointed

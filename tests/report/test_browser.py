@@ -3,13 +3,14 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 from stability_search.report import render_html
-from tests.report.study_reports import HOSTILE, hostile_report, report_of
+from tests.report.study_reports import HOSTILE, hostile_report, report_with_steps
 from tests.study_rows import (
     StudyCase,
     empty_study,
@@ -30,6 +31,11 @@ COLOURS = (
     "[...document.querySelectorAll('.plot .main-svg')].map((e) => e.style.background)"
     ".filter((colour) => colour.startsWith('rgb('))"
 )
+
+
+@cache
+def page_of(make: Callable[[], StudyCase]) -> str:
+    return render_html(report_with_steps(make()))
 
 
 class Watched:
@@ -102,8 +108,8 @@ def check_quiet(watched: Watched) -> None:
 def check_drawn(watched: Watched) -> None:
     drawn = watched.page.evaluate(
         "[...document.querySelectorAll('.plot')].map((p) => [p.id, p.querySelectorAll("
-        "'.main-svg').length, p.querySelectorAll('path.point, .points path, .barlayer path')"
-        ".length, p.getBoundingClientRect().width])"
+        "'.main-svg').length, p.querySelectorAll('path.point, .points path, .barlayer path, "
+        "path.js-line, .heatmaplayer image').length, p.getBoundingClientRect().width])"
     )
     for name, layers, marks, width in drawn:
         assert layers > 0, name
@@ -111,20 +117,39 @@ def check_drawn(watched: Watched) -> None:
         assert width > 100, name
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
-def test_every_figure_is_drawn_in_silence(
+def serious_violations(watched: Watched) -> list[object]:
+    watched.page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = watched.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        (
+            v["id"],
+            [(n["target"], n["any"][0]["message"] if n["any"] else "") for n in v["nodes"]][:4],
+        )
+        for v in found["violations"]
+        if v["impact"] in {"serious", "critical"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "scheme"),
+    [*((make, "light") for make in MAKERS), (stable_study, "dark"), (hopeless_study, "dark")],
+    ids=lambda one: getattr(one, "__name__", one),
+)
+def test_every_figure_is_drawn_in_silence_and_axe_finds_no_serious_violation(
     open_page: OpenPage, make: Callable[[], StudyCase], scheme: str
 ) -> None:
-    watched = open_page(render_html(report_of(make())), scheme=scheme)
+    watched = open_page(page_of(make), scheme=scheme)
     check_drawn(watched)
     check_quiet(watched)
+    if make in {stable_study, hopeless_study}:  # axe takes seconds; the others show less
+        assert serious_violations(watched) == []
 
 
-@pytest.mark.parametrize("width", [320, 400, 1600])
-def test_the_page_never_scrolls_sideways(open_page: OpenPage, width: int) -> None:
-    watched = open_page(render_html(report_of(stable_study())), width=width)
-    assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
+def test_the_page_never_scrolls_sideways(open_page: OpenPage) -> None:
+    watched = open_page(page_of(stable_study), width=320)
+    for width in (320, 400, 1600):  # rising: a figure follows a moment later
+        watched.page.set_viewport_size({"width": width, "height": 900})
+        assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
     check_quiet(watched)
 
 
@@ -133,23 +158,15 @@ def test_hostile_text_is_inert(open_page: OpenPage, text: str) -> None:
     watched = open_page(render_html(hostile_report(stable_study, text)))
     for summary in watched.page.query_selector_all("details:not([open]) > summary"):
         summary.click()
-    assert watched.page.evaluate("document.querySelectorAll('img, iframe, .plot a').length") == 0
-    check_quiet(watched)
-
-
-def test_the_figures_follow_the_colour_scheme(open_page: OpenPage) -> None:
-    watched = open_page(render_html(report_of(stable_study())))
-    light = watched.page.evaluate(COLOURS)
-    watched.page.emulate_media(color_scheme="dark")
-    watched.wait_for_drawing(2)
-    dark = watched.page.evaluate(COLOURS)
-    assert light
-    assert set(light).isdisjoint(dark)
+    watched.page.locator("button.opens").first.press("Enter")
+    watched.page.locator("dialog[open] .curve .main-svg").first.wait_for()
+    counted = "document.querySelectorAll('img, iframe, .plot a, .curve a').length"
+    assert watched.page.evaluate(counted) == 0
     check_quiet(watched)
 
 
 def test_print_is_light_and_opens_every_table(open_page: OpenPage) -> None:
-    watched = open_page(render_html(report_of(stable_study())), scheme="dark")
+    watched = open_page(page_of(stable_study), scheme="dark")
     dark = watched.page.evaluate(COLOURS)
     assert dark
     watched.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
@@ -162,14 +179,14 @@ def test_print_is_light_and_opens_every_table(open_page: OpenPage) -> None:
 
 
 def test_trials_sort_by_number_with_nothing_last(open_page: OpenPage) -> None:
-    watched = open_page(render_html(report_of(stable_study())))
-    heading = watched.page.locator(".sortable th button", has_text="probe_last")
+    watched = open_page(page_of(stable_study))
+    heading = watched.page.locator("#all-trials th button", has_text="probe_last")
     column = watched.page.evaluate(
-        "[...document.querySelectorAll('.sortable th')].findIndex("
+        "[...document.querySelectorAll('#all-trials th')].findIndex("
         "(th) => th.textContent === 'probe_last')"
     )
     cells = (
-        "[...document.querySelectorAll('.sortable tbody tr')].map("
+        "[...document.querySelectorAll('#all-trials tbody tr')].map("
         f"(tr) => tr.cells[{column}].dataset.key ?? tr.cells[{column}].textContent)"
     )
     for is_falling in (False, True):
@@ -181,27 +198,79 @@ def test_trials_sort_by_number_with_nothing_last(open_page: OpenPage) -> None:
     check_quiet(watched)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("make", [stable_study, hopeless_study], ids=lambda f: f.__name__)
-def test_axe_finds_no_serious_violation(
-    open_page: OpenPage, make: Callable[[], StudyCase], scheme: str
+def open_failed_trial(watched: Watched) -> str:
+    """Open the drawer of the first trial with bad steps, by keyboard; return its name."""
+    row = watched.page.locator("#trial tbody tr", has_text="killed for bad steps").first
+    button = row.locator("button.opens")
+    button.press("Enter")
+    watched.page.locator("dialog[open] .curve .main-svg").first.wait_for()
+    return button.inner_text()
+
+
+def test_the_drawer_works_by_keyboard_and_says_what_happened(
+    open_page: OpenPage,
 ) -> None:
-    watched = open_page(render_html(report_of(make())), scheme=scheme)
-    watched.page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = watched.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    serious = [
-        (
-            v["id"],
-            [(n["target"], n["any"][0]["message"] if n["any"] else "") for n in v["nodes"]][:4],
-        )
-        for v in found["violations"]
-        if v["impact"] in {"serious", "critical"}
-    ]
-    assert serious == []
+    watched = open_page(page_of(stable_study))
+    name = open_failed_trial(watched)
+    page = watched.page
+    assert page.locator("#drawer-title").inner_text() == name
+    assert page.locator("#drawer-steps tbody tr").count() == 9  # each of its bad steps
+    assert "loss is NaN" in page.locator("#drawer-steps tbody tr").first.inner_text()
+    assert page.locator("dialog .curve").count() == 5  # loss, norm, scale, attention, evidence
+    command = page.locator("#drawer-command").inner_text()
+    assert f'run.step_file("{name}", 1)' in command
+    assert "{" not in command
+    assert page.evaluate("document.activeElement.closest('dialog') !== null")
+    page.keyboard.press("Escape")
+    page.locator("dialog:not([open])").wait_for(state="attached")
+    assert page.evaluate("document.activeElement.textContent") == name
+    # Every other trial of the table opens too, without its steps.
+    shown = "new Set([...document.querySelectorAll('#trial .opens')].map((b) => b.dataset.trial))"
+    other = page.evaluate(
+        f"(() => {{ const shown = {shown}; return [...document.querySelectorAll("
+        "'#all-trials .opens')].find((b) => !shown.has(b.dataset.trial)).dataset.trial; })()"
+    )
+    page.locator(f"#all-trials .opens[data-trial='{other}']").press("Enter")
+    page.locator("dialog[open]").wait_for()
+    assert "The page does not hold the steps" in page.locator("#drawer-note").inner_text()
+    assert "learning_rate" in page.locator("#drawer-facts").inner_text()
+    assert page.locator("dialog .curve").count() == 0
+    check_quiet(watched)
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 400), ("dark", 1600)])
+def test_the_open_drawer_is_accessible_and_fits(
+    open_page: OpenPage, scheme: str, width: int
+) -> None:
+    watched = open_page(page_of(stable_study), scheme=scheme, width=width)
+    open_failed_trial(watched)
+    inside = watched.page.locator("dialog .inside")
+    assert inside.evaluate("(e) => e.scrollWidth <= e.clientWidth")
+    assert serious_violations(watched) == []
+    check_quiet(watched)
+
+
+def test_figures_and_drawer_follow_the_colour_scheme_and_no_drawer_is_printed(
+    open_page: OpenPage,
+) -> None:
+    watched = open_page(page_of(stable_study))
+    open_failed_trial(watched)
+    line = "document.querySelector('dialog .js-line').style.stroke"
+    light, plots = watched.page.evaluate(line), watched.page.evaluate(COLOURS)
+    watched.page.emulate_media(color_scheme="dark")
+    watched.wait_for_drawing(2)
+    assert watched.page.evaluate(line) != light
+    assert plots
+    assert set(plots).isdisjoint(watched.page.evaluate(COLOURS))
+    assert watched.page.locator("dialog").is_visible()
+    watched.page.emulate_media(media="print")
+    assert not watched.page.locator("dialog").is_visible()
+    assert not watched.page.locator("#trial").is_visible()
+    check_quiet(watched)
 
 
 def test_a_script_that_the_policy_does_not_name_is_refused(open_page: OpenPage) -> None:
-    html = render_html(report_of(empty_study()))
+    html = page_of(empty_study)
     watched = open_page(html.replace("</body>", "<script>alert('in')</script></body>"))
     assert not any(text.startswith("dialog") for text in watched.said)
     assert any("Content Security Policy" in text for text in watched.said)

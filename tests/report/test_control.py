@@ -17,6 +17,7 @@ from stability_search.report import (
 )
 from stability_search.report.context import View
 from stability_search.report.control import Control, control_of, control_text
+from stability_search.report.parts import guard_ledger
 from stability_search.table import records
 from tests.report.study_reports import report_of
 from tests.study_rows import settings, stable_study, summary_of
@@ -146,3 +147,23 @@ def test_the_trials_table_keeps_the_kill_and_shows_the_later_end_beside_it() -> 
     first, second = rows[0]["control_q"], rows[1]["control_q"]
     assert first >= 0.5 > second == 0.0
     assert rows[2]["control_q"] is rows[3]["control_q"] is None
+
+
+def test_the_ledger_shows_what_became_of_killed_trials_and_counts_their_steps_as_taken() -> None:
+    view = View(controlled(SOUND, LEARNED_NOTHING, DIVERGED, None))
+    ledger, control = guard_ledger.build(view).figures
+    assert "control" in ledger.table.columns
+    run_on = [row for row in ledger.table.rows if row[-1]]
+    saved = ledger.table.columns.index("steps saved")
+    assert [row[saved] for row in run_on] == ["0", "0", "0"]
+    traces = control.panels[0].spec["data"]
+    counts = {trace["marker"]["symbol"]: len(trace["x"]) for trace in traces}
+    assert counts == {"circle": 1, "x": 2}
+    assert control.finding == control_text(view)
+    assert control_text(view) not in ledger.note
+
+
+def test_a_ledger_without_control_says_that_nothing_checks_the_rule() -> None:
+    (figure,) = guard_ledger.build(View(report_of(stable_study()))).figures
+    assert "prune.control is 0" in figure.note
+    assert "control" not in figure.table.columns

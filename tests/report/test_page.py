@@ -17,9 +17,11 @@ import pytest
 
 from stability_search.errors import StoppedEarlyError
 from stability_search.report import render_html, write_report
-from stability_search.report.figures import plot_text
+from stability_search.report.context import View
+from stability_search.report.curves import MAX_CURVES
+from stability_search.report.figures import MAX_MARKS, plot_text
 from stability_search.report.page import PLOTLY_VERSION, script_json
-from tests.report.study_reports import HOSTILE, hostile_report, report_of
+from tests.report.study_reports import HOSTILE, hostile_report, report_of, report_with_steps
 from tests.study_rows import (
     StudyCase,
     empty_study,
@@ -145,6 +147,17 @@ def test_the_card_of_a_hopeless_study_says_what_broke_and_what_to_change() -> No
         assert words in html
 
 
+@pytest.mark.parametrize("host", ["search", "completed", "confirm"])
+def test_a_host_may_be_named_like_a_word_of_ours(host: str) -> None:
+    case = stable_study()
+    renamed = replace(case, rows=tuple(replace(row, node=host) for row in case.rows))
+    view = View(report_of(renamed))
+    plain = View(report_of(case))
+    assert view.outcomes == plain.outcomes
+    assert [row["trial_id"] for row in view.trials] == [r["trial_id"] for r in plain.trials]
+    assert {row["node"] for row in view.trials} == {"node-1"}
+
+
 def two_hundred_trials() -> tuple:
     case = stable_study()
     more = [
@@ -159,8 +172,9 @@ def test_two_hundred_trials_stay_under_three_megabytes_and_three_seconds() -> No
     case = two_hundred_trials()
     assert len(case.rows) == 200
     started = time.perf_counter()
-    html = render_html(report_of(case))
+    html = render_html(report_with_steps(case))
     took = time.perf_counter() - started
+    assert html.count('class="opens"') == MAX_CURVES
     assert len(html.encode()) <= 3_000_000
     assert took < 6  # twice the promise: machines are noisy
 
@@ -169,7 +183,21 @@ def test_beyond_a_thousand_trials_the_list_ends_and_says_so() -> None:
     rows = [replace(row, index=i, trial_id=f"t{i}") for i, row in enumerate(pilot_rows() * 145)]
     html = render_html(report_of(replace(empty_study(), rows=tuple(rows))))
     assert "1,000 trials; 15 more in trials.parquet" in html
+    assert "715 more rows stand in trials.parquet" in html
+    assert f"Of 1,015 trials, {MAX_MARKS:,} are drawn one by one, evenly chosen" in html
     assert len(html.encode()) <= 5_000_000
+
+
+def test_the_list_of_a_large_study_keeps_every_confirmed_trial() -> None:
+    case = stable_study()
+    more = [
+        replace(row, index=100 + i, trial_id=f"s{i}") for i, row in enumerate(search_rows() * 25)
+    ]
+    confirmed = [row.trial_id for row in case.rows if row.stage == "confirm"]
+    html = render_html(report_of(replace(case, rows=(*case.rows, *more))))
+    listed = html.partition('id="all-trials"')[2]
+    assert confirmed
+    assert all(f"<td>{trial_id}</td>" in listed for trial_id in confirmed)
 
 
 def test_all_three_files_are_written_and_strict(tmp_path: Path) -> None:

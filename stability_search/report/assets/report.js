@@ -1,9 +1,11 @@
 "use strict";
 // Draws the figures in the colours of the style sheet, and again when those change; sorts the
-// table of trials; adds the copy buttons. Text reaches the page by textContent only.
+// tables of trials; fills the drawer of a trial; adds the copy buttons. Text reaches the page by
+// textContent only.
 (() => {
   const root = document.documentElement;
   const specs = JSON.parse(document.getElementById("figures").textContent);
+  const curves = JSON.parse(document.getElementById("curves").textContent);
   const plots = [...document.querySelectorAll(".plot")];
 
   // "@name" under a key that holds a colour stands for the style sheet's --name.
@@ -23,15 +25,128 @@
     return value;
   }
 
-  function draw() {
-    const style = getComputedStyle(root);
-    for (const plot of plots) {
-      const spec = coloured(specs[plot.dataset.spec], "", style);
-      plot.style.height = plot.dataset.height + "px";
-      const layout = { ...spec.layout, height: Number(plot.dataset.height), autosize: true };
-      Plotly.react(plot, spec.data, layout, { displayModeBar: false, responsive: true });
+  // A whole axis "@3:scale" of a trace stands for the column `scale` of the fourth curve.
+  function columned(trace) {
+    const filled = { ...trace };
+    for (const axis of ["x", "y"]) {
+      const named = typeof trace[axis] === "string" && /^@(\d+):([a-z_]+)$/.exec(trace[axis]);
+      if (named) filled[axis] = curves[named[1]][named[2]];
     }
+    return filled;
+  }
+
+  const trials = JSON.parse(document.getElementById("trials").textContent);
+  const drawer = document.getElementById("drawer");
+  const inDrawer = (name) => document.getElementById("drawer-" + name);
+
+  function element(name, text) {
+    const made = document.createElement(name);
+    made.textContent = text;
+    return made;
+  }
+
+  function fillPairs(list, pairs) {
+    list.replaceChildren(...pairs.map(([name, text]) => {
+      const pair = document.createElement("div");
+      pair.append(element("dt", name), element("dd", text));
+      return pair;
+    }));
+  }
+
+  // The curves of the trial in the drawer, its bad steps on a rail above each.
+  function drawCurves(style) {
+    const held = trials.trials[drawer.dataset.trial];
+    const plots = inDrawer("plots");
+    plots.replaceChildren();
+    if (!held) return;
+    const curve = curves[held.curve];
+    const bad = held.steps.map(([step]) => step);
+    for (const panel of trials.panels) {
+      const values = curve[panel.name];
+      if (!values) continue;
+      const yaxis = { ...panel.layout.yaxis, ...held.axes[panel.name] };
+      const data = [
+        { type: "scatter", mode: "lines", x: curve.step, y: values, hoverinfo: "x+y",
+          line: { color: "@" + held.color, width: 1.6, shape: panel.name === "scale" ? "hv" : "linear" } },
+        { type: "scatter", mode: "markers", x: bad, y: bad.map(() => 0), yaxis: "y2", hoverinfo: "x",
+          marker: { symbol: "line-ns-open", size: 8, color: "@stop", line: { width: 1.4, color: "@stop" } } },
+      ];
+      const plot = document.createElement("div");
+      plot.className = "curve";
+      plot.setAttribute("role", "img");
+      plot.setAttribute("aria-label", panel.title + " of " + curve.step.length + " steps");
+      plots.append(element("h3", panel.title), plot);
+      Plotly.react(plot, coloured(data, "", style), coloured({ ...panel.layout, yaxis }, "", style),
+        { displayModeBar: false, responsive: true });
+    }
+  }
+
+  function openTrial(key, cells) {
+    const [id, attempt] = [key.slice(0, key.lastIndexOf("#")), Number(key.slice(key.lastIndexOf("#") + 1))];
+    const held = trials.trials[key];
+    const facts = trials.columns.map((name, i) => [name, (held ? held.facts : cells)[i]]);
+    const known = Object.fromEntries(facts);
+    const file = trials.run + "/steps/" + id + (attempt > 1 ? "-attempt" + attempt : "") + ".parquet";
+    drawer.dataset.trial = key;
+    inDrawer("title").textContent = id;
+    inDrawer("end").textContent = [known.outcome, known.reason].filter(Boolean).join(": ");
+    inDrawer("note").textContent = !held ? "The page does not hold the steps of this trial: they are in " + file + "."
+      : held.num_steps > curves[held.curve].step.length
+        ? "Of " + held.num_steps + " steps, every k-th and every bad one is drawn." : "";
+    const steps = held ? held.steps : [];
+    inDrawer("none").textContent = steps.length ? "" : held ? "It had none." : known.num_bad_steps + " of them.";
+    inDrawer("steps").hidden = !steps.length;
+    inDrawer("steps").querySelector("tbody").replaceChildren(...steps.map((step) => {
+      const row = document.createElement("tr");
+      const [at, label, reason, module, phase, largest, batch, evidence] = step;
+      const texts = [at, ...[label, reason, module, phase, largest].map((i) => trials.words[i]),
+        batch === null ? "" : batch, trials.words[evidence]];
+      row.append(...texts.map((text) => element("td", String(text))));
+      return row;
+    }));
+    fillPairs(inDrawer("facts"), facts.filter(([, text]) => text !== ""));
+    fillPairs(inDrawer("files"), [["steps", file], ["log", trials.run + "/run.log"]]);
+    const blanks = { run: trials.run, trial: id, attempt, device: trials.device };
+    inDrawer("command").textContent = trials.repeat.replace(
+      /\{(run|trial|attempt|device)\}/g, (_, name) => JSON.stringify(blanks[name]));
+    drawer.showModal();
+    drawCurves(getComputedStyle(root));
+    drawer.querySelector(".inside").scrollTop = 0;
+  }
+
+  let round = 0; // of drawing: a newer one ends an older one
+
+  function drawOne(plot, style) {
+    const spec = coloured(specs[plot.dataset.spec], "", style);
+    const layout = { ...spec.layout, height: Number(plot.dataset.height), autosize: true };
+    Plotly.react(plot, spec.data.map(columned), layout, { displayModeBar: false, responsive: true });
+  }
+
+  function endRound(style) {
+    if (drawer.open) drawCurves(style);
     root.dataset.drawn = String(Number(root.dataset.drawn || 0) + 1);
+  }
+
+  // All at once: print does not wait.
+  function draw() {
+    round += 1;
+    const style = getComputedStyle(root);
+    for (const plot of plots) drawOne(plot, style);
+    endRound(style);
+  }
+
+  // A few at a time, so that the page can be read, scrolled and clicked meanwhile.
+  function drawByTurns() {
+    const own = ++round;
+    const style = getComputedStyle(root);
+    const left = [...plots];
+    function turn() {
+      if (own !== round) return;
+      const until = performance.now() + 40;
+      while (left.length && performance.now() < until) drawOne(left.shift(), style);
+      if (left.length) setTimeout(turn); else endRound(style);
+    }
+    turn();
   }
 
   function beginPrint() {
@@ -82,6 +197,21 @@
     button.addEventListener("click", () => sortBy(heading));
   }
 
+  const all = document.getElementById("all-trials");
+  for (const row of all ? all.tBodies[0].rows : []) {
+    const attempt = row.cells[trials.columns.indexOf("attempt")].textContent;
+    const button = element("button", row.cells[0].textContent);
+    button.type = "button";
+    button.className = "opens";
+    button.dataset.trial = button.textContent + "#" + attempt;
+    row.cells[0].replaceChildren(button);
+  }
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button.opens");
+    if (button) openTrial(button.dataset.trial, [...button.closest("tr").cells].map((td) => td.textContent));
+    else if (event.target === drawer || event.target.id === "drawer-close") drawer.close();
+  });
+
   for (const box of document.querySelectorAll(".copyable")) {
     const button = document.createElement("button");
     button.type = "button";
@@ -101,8 +231,9 @@
     box.append(button);
   }
 
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawByTurns);
   addEventListener("beforeprint", beginPrint);
   addEventListener("afterprint", endPrint);
-  draw();
+  for (const plot of plots) plot.style.height = plot.dataset.height + "px";
+  drawByTurns();
 })();

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from stability_search.report.context import View
+from stability_search.report.context import Row, View
 from stability_search.report.figures import DataTable
 from stability_search.report.wording import number, plain
 
 MAX_LISTED = 1000
+"""Trials in the table of the page; the others stand in the files of the run."""
+
 _FACTS = (
     "trial_id", "stage", "config_id", "outcome", "reason", "q", "calm", "smooth", "kept",
     "progress", "num_steps", "num_bad_steps", "num_calibration_steps", "num_data_steps",
@@ -72,24 +74,39 @@ class Appendix:
 
 def build(view: View) -> Appendix:
     """Collect what lets a reader check the page."""
-    settings = tuple(view.report.varying)
-    shown = view.trials[:MAX_LISTED]
+    shown = _listed(view)
     return Appendix(
         space_text=view.private(view.report.space_text),
         facts=_facts(view),
         yardsticks=_yardsticks(view),
-        columns=(*_FACTS[:5], *settings, *_FACTS[5:]),
-        rows=tuple(
-            (
-                *(_cell(row[name]) for name in _FACTS[:5]),
-                *(_cell(row.get(name), is_setting=True) for name in settings),
-                *(_cell(row[name]) for name in _FACTS[5:]),
-            )
-            for row in shown
-        ),
+        columns=columns_of(view),
+        rows=tuple(cells_of(view, row) for row in shown),
         num_left_out=len(view.trials) - len(shown),
         glossary=GLOSSARY,
     )
+
+
+def columns_of(view: View) -> tuple[str, ...]:
+    """Return the columns of the table of trials."""
+    return (*_FACTS[:5], *view.report.varying, *_FACTS[5:])
+
+
+def cells_of(view: View, row: Row) -> tuple[Cell, ...]:
+    """Return a trial as a row of that table."""
+    return (
+        *(_cell(row[name]) for name in _FACTS[:5]),
+        *(_cell(row.get(name), is_setting=True) for name in view.report.varying),
+        *(_cell(row[name]) for name in _FACTS[5:]),
+    )
+
+
+def _listed(view: View) -> list[Row]:
+    """Return the trials of the table; where there are too many, those of confirm stay."""
+    if len(view.trials) <= MAX_LISTED:
+        return list(view.trials)
+    first = [*view.in_stage("confirm"), *view.in_stage("pilot"), *view.in_stage("search")]
+    kept = {id(row) for row in first[:MAX_LISTED]}
+    return [row for row in view.trials if id(row) in kept]
 
 
 def _facts(view: View) -> tuple[tuple[str, str], ...]:

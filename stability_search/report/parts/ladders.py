@@ -180,8 +180,10 @@ def _finding(view: View, anchors: Sequence[str]) -> str:
 
 
 def _table(view: View, anchors: Sequence[str]) -> DataTable:
-    cells = [
-        (
+    return DataTable.of(
+        ("candidate", "configuration", "learning rate", "rung", "seed", "end", "q"),
+        [row for anchor in anchors for row in view.ladder(anchor)],
+        lambda row: (
             row["candidate_id"] or "",
             row["config_id"],
             number(row["learning_rate"]),
@@ -189,11 +191,5 @@ def _table(view: View, anchors: Sequence[str]) -> DataTable:
             str(row["seed_index"] + 1),
             mark_of(row).label,
             number(row["q"]),
-        )
-        for anchor in anchors
-        for row in view.ladder(anchor)
-    ]
-    return DataTable(
-        columns=("candidate", "configuration", "learning rate", "rung", "seed", "end", "q"),
-        rows=tuple(cells),
+        ),
     )

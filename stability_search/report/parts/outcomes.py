@@ -14,10 +14,12 @@ from stability_search.report.figures import (
     Panel,
     Section,
     Spec,
+    drawn_text,
     layout,
     mark_of,
     marks_in,
     plot_text,
+    spread_evenly,
 )
 from stability_search.report.wording import count, number, outcomes_text
 
@@ -106,8 +108,9 @@ def _timeline(rows: Sequence[Row]) -> Figure:
     nodes = sorted({row["node"] or "unknown" for row in rows})
     data = []
     marks = marks_in(rows)
+    drawn = spread_evenly(rows, len(rows))
     for mark in marks:
-        own = [row for row in rows if mark_of(row).key == mark.key]
+        own = [row for row in drawn if mark_of(row).key == mark.key]
         starts = [_start(row) or _EPOCH for row in own]
         data.append(
             {
@@ -145,18 +148,17 @@ def _timeline(rows: Sequence[Row]) -> Figure:
         finding=_timeline_finding(rows, nodes),
         panels=(Panel(title="", spec=spec, height=80 + 44 * len(nodes)),),
         legend=marks,
-        table=DataTable(
-            columns=("node", "trial", "attempt", "started, UTC", "seconds", "end"),
-            rows=tuple(
-                (
-                    row["node"] or "unknown",
-                    row["trial_id"],
-                    str(row["attempt"]),
-                    row["started_at"],
-                    number(row["wall_s"]),
-                    mark_of(row).label,
-                )
-                for row in rows
+        note=drawn_text(len(rows)).strip(),
+        table=DataTable.of(
+            ("node", "trial", "attempt", "started, UTC", "seconds", "end"),
+            rows,
+            lambda row: (
+                row["node"] or "unknown",
+                row["trial_id"],
+                str(row["attempt"]),
+                row["started_at"],
+                number(row["wall_s"]),
+                mark_of(row).label,
             ),
         ),
     )

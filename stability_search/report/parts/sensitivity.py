@@ -14,6 +14,7 @@ from stability_search.report.figures import (
     Panel,
     Section,
     Spec,
+    drawn_text,
     layout,
     line_shape,
     mark_of,
@@ -21,6 +22,7 @@ from stability_search.report.figures import (
     plot_text,
     rate_axis,
     scatter,
+    spread_evenly,
 )
 from stability_search.report.wording import number, setting_value
 
@@ -55,20 +57,18 @@ def build(view: View) -> Section:
         note=(
             "Each line joins the median of every octave. A loss above its start is drawn at the "
             "start; a trial without a finite end stands on the rail at the top. Dotted lines: the "
-            "start, and E_0, where nothing has been learned."
+            "start, and E_0, where nothing has been learned." + drawn_text(len(rows))
         ),
-        table=DataTable(
-            columns=("trial", "series", "learning rate", "first probe", "last probe", "end"),
-            rows=tuple(
-                (
-                    row["trial_id"],
-                    _label(row, name),
-                    number(row["learning_rate"]),
-                    number(row["probe_first"]),
-                    number(row["probe_last"]),
-                    mark_of(row).label,
-                )
-                for row in rows
+        table=DataTable.of(
+            ("trial", "series", "learning rate", "first probe", "last probe", "end"),
+            rows,
+            lambda row: (
+                row["trial_id"],
+                _label(row, name),
+                number(row["learning_rate"]),
+                number(row["probe_first"]),
+                number(row["probe_last"]),
+                mark_of(row).label,
             ),
         ),
     )
@@ -125,9 +125,10 @@ def _spec(rows: Sequence[Row], cap: float, e0: float | None, name: str) -> Spec:
                 "name": plot_text(label),
             }
         )
-        data += _marks(drawn, f"@series-{i}", "y")
-        lost = [(row, 0.5 + 0.12 * ((i % 3) - 1)) for row in own if _level(row, cap) is None]
-        data += _marks(lost, f"@series-{i}", "y2")
+        marked = [(row, _level(row, cap)) for row in spread_evenly(own, len(rows))]
+        finite = [(row, level) for row, level in marked if level is not None]
+        lost = [(row, 0.5 + 0.12 * ((i % 3) - 1)) for row, level in marked if level is None]
+        data += _marks(finite, f"@series-{i}", "y") + _marks(lost, f"@series-{i}", "y2")
     rates = [row["learning_rate"] for row in rows]
     axis, high = _loss_axis(levels, cap, e0)
     guides = [y for y in (cap, e0) if y is not None and y <= high]

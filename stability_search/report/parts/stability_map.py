@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stability_search.report.advice import contrasts
 from stability_search.report.context import Row, View
 from stability_search.report.figures import (
@@ -13,14 +16,18 @@ from stability_search.report.figures import (
     Panel,
     Section,
     Spec,
+    drawn_text,
     layout,
     mark_of,
     marks_in,
     plot_text,
     rate_axis,
     scatter,
+    spread_evenly,
 )
 from stability_search.report.wording import count, number, setting_value
+
+Floats = NDArray[np.float64]
 
 _MAX_CATEGORIES = 8
 _GRID = 40  # columns of the smoothed share behind the marks
@@ -92,6 +99,7 @@ def build(view: View) -> Section:
         note=(
             "The shade is the smoothed share of stable trials; where it is missing, nothing was "
             "tried. The ring marks the configuration of the verdict, its bar the margin."
+            + drawn_text(len(rows))
         ),
         table=_table(view, rows, vertical),
     )
@@ -141,8 +149,9 @@ def _spec(
     view: View, rows: Sequence[Row], vertical: _Vertical, rates: Sequence[float], precision: str
 ) -> Spec:
     data = [_shade(rows, vertical, rates)]
-    for mark in marks_in(rows):
-        own = [row for row in rows if mark_of(row).key == mark.key]
+    drawn = spread_evenly(rows, len(rates))
+    for mark in marks_in(drawn):
+        own = [row for row in drawn if mark_of(row).key == mark.key]
         data.append(
             scatter(
                 [row["learning_rate"] for row in own],
@@ -194,30 +203,37 @@ def _shade(rows: Sequence[Row], vertical: _Vertical, rates: Sequence[float]) -> 
     else:
         ys = [vertical.span[0] + (vertical.span[1] - vertical.span[0]) * k / 15 for k in range(16)]
         wide = max(1e-9, (vertical.span[1] - vertical.span[0]) / 6)
-    points = [(math.log2(r["learning_rate"]), vertical.place(r), r["is_stable"]) for r in rows]
-
-    def share(x: float, y: float) -> float | None:
-        good = total = 0.0
-        for px, py, is_stable in points:
-            gap = ((x - px) / _OCTAVES_WIDE) ** 2 + ((y - py) / wide) ** 2
-            weight = math.exp(-gap / 2)
-            total += weight
-            good += weight if is_stable else 0.0
-        if total < _MIN_WEIGHT:
-            return None
-        return round((good + _PRIOR) / (total + 2 * _PRIOR), 3)
-
+    shares = _smoothed(
+        np.array([math.log2(row["learning_rate"]) for row in rows]),
+        np.array([vertical.place(row) / wide for row in rows]),
+        np.array([bool(row["is_stable"]) for row in rows], dtype=float),
+        (np.array(xs), np.array(ys) / wide),
+    )
     return {
         "type": "heatmap",
         "x": [2**x for x in xs],
         "y": ys,
-        "z": [[share(x, y) for x in xs] for y in ys],
+        "z": shares,
         "zmin": 0,
         "zmax": 1,
         "colorscale": [[0, "@share-low"], [0.5, "@share-mid"], [1, "@share-high"]],
         "showscale": False,
         "hoverinfo": "skip",
     }
+
+
+def _smoothed(
+    x: Floats, y: Floats, is_stable: Floats, grid: tuple[Floats, Floats]
+) -> list[list[float | None]]:
+    """Return the share of stable trials near each point of a grid; None where there are none."""
+    near_x = np.exp(-(((grid[0][:, None] - x) / _OCTAVES_WIDE) ** 2) / 2)
+    near_y = np.exp(-((grid[1][:, None] - y) ** 2) / 2)
+    total, good = near_y @ near_x.T, near_y @ (near_x * is_stable).T
+    share = (good + _PRIOR) / (total + 2 * _PRIOR)
+    return [
+        [round(float(s), 3) if t >= _MIN_WEIGHT else None for s, t in zip(*pair, strict=True)]
+        for pair in zip(share, total, strict=True)
+    ]
 
 
 def _finding(view: View, rows: Sequence[Row], precisions: Sequence[str]) -> str:
@@ -236,18 +252,15 @@ def _finding(view: View, rows: Sequence[Row], precisions: Sequence[str]) -> str:
 
 
 def _table(view: View, rows: Sequence[Row], vertical: _Vertical) -> DataTable:
-    cells = [
-        (
+    return DataTable.of(
+        ("trial", "precision", "learning rate", vertical.name, "end", "q"),
+        rows,
+        lambda row: (
             row["trial_id"],
             _precision(view, row),
             number(row["learning_rate"]),
             setting_value(row.get(vertical.name)),
             mark_of(row).label,
             number(row["q"]),
-        )
-        for row in rows
-    ]
-    return DataTable(
-        columns=("trial", "precision", "learning rate", vertical.name, "end", "q"),
-        rows=tuple(cells),
+        ),
     )
