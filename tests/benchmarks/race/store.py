@@ -34,7 +34,7 @@ _SOURCES = (
     "tests/benchmarks/race/tasks.py",
 )
 # Of the top level: what decides a training. Scores and tables do not.
-_TOP_LEVEL = {"assembly", "blind", "pruning", "seeding", "tally", "trial"}
+_TOP_LEVEL = {"assembly", "blind", "probe", "pruning", "seeding", "tally", "trial"}
 _TRANSIENT = {Outcome.TIMED_OUT, Outcome.INFRASTRUCTURE, Outcome.OUT_OF_MEMORY}
 
 
