@@ -11,6 +11,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q
+# On every core; Ray and the browser want them for themselves.
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n auto
 SOURCES := $(shell find stability_search search_spaces -type f -not -name '*.pyc')
 
 # The first of these that is Python 3.11 or newer and can make an environment.
@@ -36,10 +38,10 @@ check: $(VENV)/.ready
 	$(call suite,lint,$(BIN)/ruff check .)
 	$(call suite,types,$(BIN)/mypy)
 	$(call suite,imports,$(BIN)/lint-imports)
-	$(call suite,unit tests,$(PYTEST))
+	$(call suite,unit tests,$(PARALLEL))
 
 test: check
-	$(call suite,fault,$(PYTEST) -m 'fault and not (ray or cluster or gpu or slow)' --timeout 120,marker)
+	$(call suite,fault,$(PARALLEL) -m 'fault and not (ray or cluster or gpu or slow)' --timeout 120,marker)
 	$(call suite,ray,$(PYTEST) -m 'ray and not (cluster or gpu or slow)' --timeout 180,marker)
 	$(call suite,cluster,$(PYTEST) -m 'cluster and not (gpu or slow)' --timeout 180,marker)
 	$(call suite,browser,$(PYTEST) -m 'browser and not slow' --timeout 120,marker)

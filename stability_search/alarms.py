@@ -304,7 +304,7 @@ class AlarmWatch:
         self._count(record)
         found = [
             *self._norm_alarms(finite_or_none(record.grad_norm)),
-            *self._attention_alarms(finite_or_none(record.attention_max)),
+            *self._attention_alarms(record),
             *self._overflow_alarms(record),
             *self._lost_step_alarms(),
         ]
@@ -388,10 +388,12 @@ class AlarmWatch:
             )
         return found
 
-    def _attention_alarms(self, logit: float | None) -> list[Alarm]:
+    def _attention_alarms(self, record: StepRecord) -> list[Alarm]:
+        logit = finite_or_none(record.attention_max)
         if logit is None:
             return []
-        return self._climb(_ATTENTION_LADDER, logit, "largest attention logit")
+        capped = "" if record.cap_frac is None else " before the cap"
+        return self._climb(_ATTENTION_LADDER, logit, f"largest attention logit{capped}")
 
     def _lost_step_alarms(self) -> list[Alarm]:
         epoch = self._state.epoch

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Self
 
+from stability_search.course import CourseRow
 from stability_search.records import Json
 
 OptimizerName = Literal["adamw", "adam", "sgd"]
@@ -53,12 +54,10 @@ class EngineSettings:
         growth_interval: Steps without overflow until the scale doubles, >= 1; fp16 only.
         max_scale: Upper bound on the scale, > 0; None for none; fp16 only.
         clip_norm: Largest L2 norm of the gradient, > 0; None turns clipping off.
-        attention_clamp: Attention outputs are clamped to [-c, c], c > 0; None turns it off.
-        attention_logit_cap: Attention logits become c*tanh(logits/c) before the mask, c > 0;
-            None turns it off.
+        attention_clamp: Attention outputs are clamped to [-c, c], c > 0; None is off.
+        attention_logit_cap: Logits become c*tanh(logits/c) before the mask, c > 0; None is off.
         attention_precision: `trial`, or `fp32` to run attention outside autocast.
-        attention_modules: Glob patterns of the attention modules; empty for every
-            `nn.MultiheadAttention`.
+        attention_modules: Glob patterns; empty for every `nn.MultiheadAttention`.
         init_gain: Factor on the initial weight matrices, > 0; 1 changes nothing.
         norm: `keep`, or `group` to turn BatchNorm into GroupNorm.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
@@ -478,13 +477,13 @@ class StudySettings:
         name: Name of the study, a plain file name.
         seed: Seed every other seed is made from, >= 0.
         trial_steps: Horizon of pilot and search trials, >= 20.
-        timeout_s: Wall-clock limit of a trial of `trial_steps`; longer ones get more in
-            proportion.
+        timeout_s: Wall-clock limit of a trial of `trial_steps`; others in proportion.
         search: The search stage and the budgets.
         kill_rule: When bad steps end a trial.
         control: Share of killed search trials that are let run on, in [0, 1].
         confirm: The confirmation stage.
         targets: Upper limits of task metrics, or of `grad_norm`, shown in the report.
+        course: What a long training should have reached by which epoch, epochs rising.
         alarms: When an indicator is worth a warning.
     """
 
@@ -497,4 +496,5 @@ class StudySettings:
     control: float = 0.0
     confirm: ConfirmSettings = field(default_factory=ConfirmSettings)
     targets: Mapping[str, float] = field(default_factory=dict)
+    course: tuple[CourseRow, ...] = ()
     alarms: AlarmSettings = field(default_factory=AlarmSettings)

@@ -89,6 +89,21 @@ def write_steps(path: Path, blob: bytes, row: TrialRow) -> None:
     write_whole(path, _to_parquet(table.replace_schema_metadata(metadata)))
 
 
+def write_records(path: Path, records: Sequence[StepRecord]) -> None:
+    """Write step records that belong to no trial as one file, whole or not at all.
+
+    Args:
+        path: The file, `*.parquet`; `read_steps` reads it, `read_row` refuses it.
+        records: In the order of the steps.
+
+    Raises:
+        StoppedEarlyError: The file could not be written.
+    """
+    table = pq.read_table(io.BytesIO(encode_steps(records)))
+    metadata = {_STEPS_SUM_KEY: _steps_checksum(table)}
+    write_whole(path, _to_parquet(table.replace_schema_metadata(metadata)))
+
+
 def read_steps(path: Path) -> list[StepRecord]:
     """Read the step records of one trial, in the order of the steps.
 

@@ -116,7 +116,7 @@ def test_run_prints_the_verdict_on_stdout_and_everything_else_on_stderr(
     assert out.splitlines() == [
         r"the \x1b[1mverdict",
         "report: a run/report.html",
-        "next: stability-search run --space 'a run/best.yaml'  # checks the choice again",
+        "next: stability-search train --space 'a run/best.yaml' --steps N  # your long run",
     ]
     assert err.splitlines() == [
         "space file: teacher.yaml",
@@ -274,7 +274,7 @@ def test_ctrl_c_outside_of_a_study_is_130(
         (["run"], "Missing option '--space'."),
         (["runn"], "No such command 'runn'."),
         (["run", "--space", "x", "--spce", "\x1b[2J"], "No such option"),
-        (["diagnose"], "No such command 'diagnose'."),
+        (["diagnose"], "Missing option '--space'."),
         (["resume"], "Missing argument 'RUN'."),
     ],
 )
@@ -290,7 +290,20 @@ def test_a_wrong_command_line_is_exit_2_in_one_line(
     assert err.endswith("See `stability-search --help`.\n")
 
 
-@pytest.mark.parametrize("command", ["run", "resume", "report", "validate", "schema", "doctor"])
+COMMANDS = [
+    "run",
+    "resume",
+    "report",
+    "validate",
+    "diagnose",
+    "train",
+    "instrument",
+    "schema",
+    "doctor",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert capfd.readouterr().out.startswith(f"Usage: stability-search {command}")
@@ -303,7 +316,7 @@ def test_help_names_the_commands_and_no_others(capfd: pytest.CaptureFixture[str]
     names = [
         line.split()[0] for line in text.splitlines() if line.startswith("  ") and line[2] != " "
     ]
-    assert names == ["run", "resume", "report", "validate", "schema", "doctor"]
+    assert names == COMMANDS
 
 
 @pytest.mark.parametrize(

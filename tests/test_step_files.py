@@ -16,6 +16,7 @@ from stability_search.step_files import (
     read_row,
     read_steps,
     step_schema,
+    write_records,
     write_steps,
 )
 
@@ -169,3 +170,15 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_thousand_steps_take_little_room() -> None:
     blob = encode_steps([step_record(k, 1 / k) for k in range(1, 1001)])
     assert len(blob) < 60_000
+
+
+def test_records_without_a_trial_are_read_back_and_damage_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "part.parquet"
+    records = [step_record(1), step_record(2, None)]
+    write_records(path, records)
+    assert read_steps(path) == records
+    with pytest.raises(DamagedStepFileError, match="row does not match"):
+        read_row(path)
+    pq.write_table(pq.read_table(path).slice(0, 1), path)
+    with pytest.raises(DamagedStepFileError, match="do not match their checksum"):
+        read_steps(path)

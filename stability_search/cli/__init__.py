@@ -1,7 +1,10 @@
 """The command line: parse, call, print, exit code.
 
 program    `main`: one exit code for every way a command can end
-commands   what each command takes and prints
+commands   what each command takes and prints; long ones have a file of their own:
+           diagnosing, training_commands, instrumenting
+options    the options that several commands share
+printing   data on standard output
 outlets    where events go: live view, plain lines or JSON lines
 board      the state of a study, folded from its events
 lines      events and states as lines of text

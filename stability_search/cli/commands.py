@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stability_search import __version__
+from stability_search.cli.diagnosing import diagnose
 from stability_search.cli.inert import inert
+from stability_search.cli.instrumenting import CONTEXT, instrument
 from stability_search.cli.options import (
     AddressOption,
     DryRunOption,
@@ -33,6 +35,7 @@ from stability_search.cli.outlets import (
     message_sink,
 )
 from stability_search.cli.printing import print_data, short_path
+from stability_search.cli.training_commands import train
 from stability_search.errors import StabilitySearchError, UserCodeError
 from stability_search.events import Event
 from stability_search.records import VerdictKind
@@ -70,6 +73,9 @@ def _program(command_line: str) -> typer.Typer:
     program.command("resume")(_resume_command(command_line))
     program.command("report")(_report)
     program.command("validate")(_validate)
+    program.command("diagnose")(diagnose)
+    program.command("train")(train)
+    program.command("instrument", context_settings=CONTEXT)(instrument)
     program.command("schema")(_schema)
     program.command("doctor")(_doctor)
     return program
@@ -260,7 +266,7 @@ def _closing_lines(end: "Study") -> list[str]:
     match end.verdict.kind:
         case VerdictKind.STABLE:
             best = inert(shlex.quote(short_path(directory / "best.yaml")))
-            lines.append(f"next: stability-search run --space {best}  # checks the choice again")
+            lines.append(f"next: stability-search train --space {best} --steps N  # your long run")
         case VerdictKind.NONE:
             lines.append("next: widen what the report names, then run again")
         case VerdictKind.INCOMPLETE if end.verdict.exit_code == UserCodeError.exit_code:

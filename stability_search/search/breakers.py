@@ -34,7 +34,9 @@ def refuse_settings(row: TrialRow) -> None:
     """
     if row.summary.error_type != UsageError.__name__ or row.stage is not Stage.PILOT:
         return
-    message = row.summary.reason.removeprefix("UsageError: ")
+    # The reason is one line of at most 500 characters; a folder may have twenty faults.
+    whole = row.summary.error_text.rstrip().rpartition(f"{UsageError.__name__}: ")[2]
+    message = whole or row.summary.reason.removeprefix("UsageError: ")
     is_setting = message.partition(":")[0] in SETTING_NAMES
     hint = "Where only some configurations can, give the setting a `when`."
     raise UsageError(message, hint=hint if is_setting else "")

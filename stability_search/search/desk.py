@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stability_search.errors import InfrastructureError
+from stability_search.interruption import Signals
 from stability_search.records import Outcome, TrialSummary
 from stability_search.search.breakers import (
     LOSS_HINT,
@@ -21,7 +22,7 @@ from stability_search.search.breakers import (
 )
 from stability_search.search.remains import kill_group
 from stability_search.search.request import TrialRequest
-from stability_search.search.source import Signals, TrialSource
+from stability_search.search.source import TrialSource
 from stability_search.search.worker import WATCHDOG_GRACE_S, ReportKind
 
 DRIVER_GRACE_S = 15.0  # after a trial's limit, when its own clock and watchdog have failed

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Self
 
 from stability_search.errors import InfrastructureError
+from stability_search.interruption import Signals
 from stability_search.search.desk import Desk
 from stability_search.search.early import EarlyWorkers
 from stability_search.search.machine import Machine, num_cpus
 from stability_search.search.remains import kill_group
-from stability_search.search.source import Signals, TrialSource
+from stability_search.search.source import TrialSource
 from stability_search.search.worker import WorkerSettings
 
 REPORT_S = 1.0  # a trial reports its progress about so often

@@ -1,9 +1,6 @@
 """A study's directory: the name of every file in it, how it begins, and who may write to it."""
 
 import contextlib
-import difflib
-import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -12,20 +9,25 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from stability_search.errors import StoppedEarlyError, UsageError
-from stability_search.files import cannot_write, remove_parts, write_whole
+from stability_search.files import cannot_write, write_whole
 from stability_search.records import Json
 from stability_search.space import Space
+from stability_search.space_directory import (
+    copy_task_file,
+    make_folder,
+    only_writer,
+    task_facts,
+    text_beside_task,
+    text_difference,
+)
 
-DEFAULT_PARENT = Path("reports")
 _PACKAGES = (
     "stability-search", "torch", "ray", "optuna", "numpy", "scipy", "pandas", "pyarrow",
     "sqlalchemy", "plotly", "pydantic", "ruamel.yaml",
 )  # fmt: skip
-_MAX_DIFFERENCE_LINES = 40
 
 # Measured with every column in use: steps/ 160 bytes a step, the ledger 40 bytes a step and 5 KiB
 # a trial; half as much again for tables, report and journal.
@@ -119,24 +121,6 @@ class RunDirectory:
         return self.steps / f"{name}.parquet"
 
 
-def default_path(name: str, now: datetime) -> Path:
-    """Return where a study goes when nobody says: `reports/<name>-<UTC time>`.
-
-    Args:
-        name: Name of the study.
-        now: The time, in UTC.
-
-    Returns:
-        A path at which nothing is yet.
-    """
-    path = DEFAULT_PARENT / f"{name}-{now:%Y%m%dT%H%M%SZ}"
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
-
-
 def create(
     path: Path, space: Space, *, facts: Mapping[str, Json], environment: Mapping[str, Json]
 ) -> RunDirectory:
@@ -154,18 +138,12 @@ def create(
         StoppedEarlyError: The disk is full.
     """
     run = RunDirectory(path=path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{path}: the run directory cannot be made: {error.strerror}.",
-            hint="Choose another with --output.",
-        ) from error
+    make_folder(path)
     with lock(run):
         _refuse_used(run)
         write_whole(run.environment, as_json({**environment, "study": with_tilde(dict(facts))}))
-        _copy_task_file(run, space)
-        write_whole(run.space, _text_beside_task(space))
+        copy_task_file(run.path, space)
+        write_whole(run.space, text_beside_task(space))
         try:
             run.steps.mkdir()
         except OSError as error:
@@ -188,33 +166,9 @@ def open_run(path: Path) -> RunDirectory:
     return run
 
 
-@contextlib.contextmanager
-def lock(run: RunDirectory) -> Iterator[None]:
-    """Be the only writer of a run directory; killed writers' leftovers are removed.
-
-    The lock is the kernel's: it ends with the process, however that ends, and leaves no file.
-
-    Raises:
-        UsageError: Another process holds it, or there is no such directory.
-    """
-    try:
-        descriptor = os.open(run.path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise UsageError(f"{run.path}: no run directory: {error.strerror}.") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"{run.path}: locked run: another process is writing to it.",
-                hint="Wait until it ends, or stop it.",
-            ) from error
-        for folder in (run.path, run.steps):
-            with contextlib.suppress(OSError):  # a read-only directory is named when it matters
-                remove_parts(folder)
-        yield
-    finally:
-        os.close(descriptor)
+def lock(run: RunDirectory) -> contextlib.AbstractContextManager[None]:
+    """Be the only writer of a run directory; see `only_writer`."""
+    return only_writer(run.path, run.steps)
 
 
 def study_facts(space: Space) -> dict[str, Json]:
@@ -226,11 +180,8 @@ def study_facts(space: Space) -> dict[str, Json]:
     return {
         "name": space.study.name,
         "seed": space.study.seed,
-        "space_text": _text_beside_task(space),
-        "original_folder": str(space.folder),
-        "original_task_file": space.task.file,
-        "task_file": _name_beside_space(space),
-        "task_sha256": task_sha256(Path(space.task.file)) if space.task.file else "",
+        "space_text": text_beside_task(space),
+        **task_facts(space),
         "versions": dict(_versions()),
     }
 
@@ -248,19 +199,17 @@ def space_of(run: RunDirectory, facts: Mapping[str, Json]) -> "Space":
     from stability_search import space as spaces
 
     if run.space.read_text() != facts["space_text"]:
+        difference = text_difference(
+            str(facts["space_text"]),
+            run.space.read_text(),
+            name_before=f"{run.space} in the ledger",
+            name_after=str(run.space),
+        )
         raise UsageError(
-            f"{run.space}: the space changed since the study began.\n"
-            f"{_text_difference(str(facts['space_text']), run.space.read_text(), run.space)}",
+            f"{run.space}: the space changed since the study began.\n{difference}",
             hint="Undo the change; budgets, confirm.top and confirm.seeds can be raised by --set.",
         )
     return spaces.load(run.space, folder=Path(str(facts["original_folder"])))
-
-
-def _text_difference(before: str, after: str, path: Path) -> str:
-    lines = difflib.unified_diff(
-        before.splitlines(), after.splitlines(), f"{path} in the ledger", str(path), lineterm=""
-    )
-    return "\n".join(list(lines)[:_MAX_DIFFERENCE_LINES])
 
 
 def facts_of_environment(run: RunDirectory) -> dict[str, Json] | None:
@@ -276,45 +225,6 @@ def facts_of_environment(run: RunDirectory) -> dict[str, Json] | None:
         return {**full, "space_text": run.space.read_text()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-
-
-def task_sha256(path: Path) -> str:
-    """Return the hash of a task's file.
-
-    Raises:
-        UsageError: It cannot be read.
-    """
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UsageError(f"{path}: the task's file cannot be read: {error.strerror}.") from error
-
-
-def refuse_changed_task(run: RunDirectory, facts: Mapping[str, Json]) -> None:
-    """Refuse to go on with another task than the study began with.
-
-    Both the copy beside `space.yaml` and, where it still exists, the file it was copied from
-    must be as they were.
-
-    Args:
-        run: The run directory.
-        facts: The facts its ledger keeps.
-
-    Raises:
-        UsageError: A file changed or the copy is gone; shows the difference.
-    """
-    if not facts["task_sha256"]:
-        return
-    copy, original = run.path / str(facts["task_file"]), Path(str(facts["original_task_file"]))
-    is_copy_intact = task_sha256(copy) == facts["task_sha256"]
-    has_original = original.is_file()
-    if is_copy_intact and (not has_original or task_sha256(original) == facts["task_sha256"]):
-        return
-    changed = original if is_copy_intact else copy
-    raise UsageError(
-        f"{changed}: the task changed since the study began.\n{_difference(copy, original)}",
-        hint="Undo the change, or start a new study with `run`.",
-    )
 
 
 def describe_environment(
@@ -381,48 +291,6 @@ def _refuse_used(run: RunDirectory) -> None:
         )
     if any(run.path.iterdir()):
         raise UsageError(f"{run.path}: the directory is not empty.", hint="Choose another one.")
-
-
-def _name_beside_space(space: Space) -> str:
-    """Return the task file's place in the run directory; empty for a task in a module."""
-    if not space.task.file:
-        return ""
-    written = Path(space.task_name.rpartition(":")[0])
-    is_inside = not written.is_absolute() and ".." not in written.parts
-    return str(written) if is_inside else written.name
-
-
-def _text_beside_task(space: Space) -> str:
-    """Return the space's text; a task file from outside its folder is named as its copy."""
-    written, _, class_name = space.task_name.rpartition(":")
-    name = _name_beside_space(space)
-    if not name or name == str(Path(written)):
-        return space.text
-    line = re.compile(rf"^(task\s*:\s*[\"']?){re.escape(space.task_name)}", re.MULTILINE)
-    return line.sub(lambda found: f"{found.group(1)}./{name}:{class_name}", space.text, count=1)
-
-
-def _copy_task_file(run: RunDirectory, space: Space) -> None:
-    if not space.task.file:
-        return
-    copy = run.path / _name_beside_space(space)
-    try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        content = Path(space.task.file).read_bytes()
-    except OSError as error:
-        raise cannot_write(copy, error) from error
-    write_whole(copy, content)
-
-
-def _difference(copy: Path, original: Path) -> str:
-    before, after = (
-        path.read_text(errors="replace").splitlines() if path.is_file() else []
-        for path in (copy, original)
-    )
-    lines = list(difflib.unified_diff(before, after, str(copy), str(original), lineterm="", n=1))
-    if len(lines) > _MAX_DIFFERENCE_LINES:
-        lines = [*lines[:_MAX_DIFFERENCE_LINES], f"... {len(lines) - _MAX_DIFFERENCE_LINES} more"]
-    return "\n".join(lines)
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -1,23 +1,10 @@
-"""What the driver of Ray asks of a study, and how a signal reaches both."""
+"""What the driver of Ray asks of a study."""
 
-import os
-import signal
-from collections.abc import Callable, Mapping
-from types import FrameType
+from collections.abc import Mapping
 from typing import Any, Protocol
 
-from stability_search.errors import StabilitySearchError
 from stability_search.records import TrialSummary
 from stability_search.search.request import TrialRequest
-
-
-class Interrupted(StabilitySearchError):  # noqa: N818 - no error: somebody asked for it
-    """A signal asked the study to stop; everything finished is kept."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
-        self.exit_code = 128 + signum  # type: ignore[misc]
 
 
 class TrialSource(Protocol):
@@ -53,46 +40,3 @@ class TrialSource(Protocol):
     def settle(self) -> None:
         """Write down what has ended: a trial is finished when it is written down."""
         ...
-
-
-def _nothing() -> None:
-    return
-
-
-class Signals:
-    """Turns SIGINT and SIGTERM into `Interrupted`, at a point where nothing is half done.
-
-    A second SIGINT ends the process at once, after `last_words`.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.last_words: Callable[[], None] = _nothing
-        self._before: dict[int, Any] = {}
-
-    def install(self) -> None:
-        """Take the signals over; called again after Ray has taken them."""
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            before = signal.signal(signum, self._handle)
-            self._before.setdefault(signum, before)
-
-    def restore(self) -> None:
-        """Give the signals back."""
-        for signum, before in self._before.items():
-            signal.signal(signum, before)
-        self._before.clear()
-
-    def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        if self.received is not None and signum == signal.SIGINT:
-            self.last_words()
-            os._exit(128 + signum)  # asked twice: at once
-        self.received = signum
-
-    def check(self) -> None:
-        """Raise if a signal has arrived.
-
-        Raises:
-            Interrupted: With the signal.
-        """
-        if self.received is not None:
-            raise Interrupted(self.received)

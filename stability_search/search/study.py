@@ -24,6 +24,7 @@ from stability_search.errors import (
 )
 from stability_search.events import Event, EventName
 from stability_search.files import write_whole
+from stability_search.interruption import Interrupted, Signals
 from stability_search.records import (
     Json,
     Stage,
@@ -52,9 +53,9 @@ from stability_search.search.remains import ended_at_last
 from stability_search.search.request import TrialRequest
 from stability_search.search.run_directory import RunDirectory
 from stability_search.search.sampler import as_optuna, varying_values
-from stability_search.search.source import Interrupted, Signals
 from stability_search.seeding import derive_seed
 from stability_search.space import Space
+from stability_search.space_directory import default_path, refuse_changed_task
 from stability_search.standing import score_trial
 
 Listener = Callable[[Event], None]
@@ -115,7 +116,7 @@ def run_study(
     Raises:
         UsageError: The space, the model or the directory does not allow it.
     """
-    path = output or run_directory.default_path(space.study.name, datetime.now(UTC))
+    path = output or default_path(space.study.name, datetime.now(UTC))
     directory = run_directory.create(
         path,
         space,
@@ -169,7 +170,7 @@ def resume_study(
                 f"{' '.join(differences)}",
                 hint="Start a new study with `run` for any other change.",
             )
-        run_directory.refuse_changed_task(directory, facts)
+        refuse_changed_task(directory.path, facts)
         if new.text != facts["space_text"]:
             write_whole(directory.space, new.text)
             forget_verdict(ledger, {**facts, "space_text": new.text})
@@ -234,7 +235,7 @@ def plan_study(space: Space) -> tuple[str, ...]:
         f"proposal {index}: {_one_line(space.settings(values))}"
         for index, values in enumerate(plan.first_proposals(5))
     ]
-    where = run_directory.default_path(study.name, datetime.now(UTC))
+    where = default_path(study.name, datetime.now(UTC))
     lines.append(f"files would go to {where}")
     return tuple(lines)
 

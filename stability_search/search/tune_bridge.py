@@ -9,10 +9,10 @@ from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from stability_search.interruption import Signals
 from stability_search.search.desk import Desk, RunningTrial
 from stability_search.search.early import EarlyWorkers
 from stability_search.search.quarantine import Quarantine, node_of
-from stability_search.search.source import Signals
 from stability_search.search.trainable import WARM
 from stability_search.search.worker import ReportKind
 

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from stability_search import space as spaces
+from stability_search.interruption import Signals
 from stability_search.records import Outcome, Stage, StepLabel, StepRecord, TrialSummary
 from stability_search.search import run_directory, trainable
 from stability_search.search.driver import Cluster, drive, output_to
@@ -39,7 +40,6 @@ from stability_search.search.ledger import Ledger
 from stability_search.search.machine import Machine
 from stability_search.search.request import Order, TrialRequest
 from stability_search.search.run_directory import RunDirectory
-from stability_search.search.source import Signals
 from stability_search.search.study import _Running
 from stability_search.search.worker import Report, ReportKind
 from stability_search.space import Space

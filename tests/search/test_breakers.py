@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from stability_search.errors import InfrastructureError, UsageError, UserCodeError
+from stability_search.interruption import Signals
 from stability_search.records import Outcome, Stage, TrialRow, TrialSummary
 from stability_search.search.breakers import Breakers, NodeWatch, refuse_settings
 from stability_search.search.desk import Desk
 from stability_search.search.request import TrialRequest
-from stability_search.search.source import Signals
 from stability_search.settings import EngineSettings, TaskReference, TrialConfig, TrialConstants
 
 LOST = Outcome.INFRASTRUCTURE
@@ -101,9 +101,13 @@ def test_more_than_a_fifth_of_the_attempts_and_more_than_five_may_not_be_lost() 
 
 
 def test_a_task_that_cannot_be_built_stops_the_study_in_its_pilot_only() -> None:
-    def refused(stage: Stage, reason: str) -> TrialRow:
+    def refused(stage: Stage, reason: str, text: str = "") -> TrialRow:
         summary = TrialSummary(
-            outcome=ERROR, reason=reason, num_planned_steps=1, error_type="UsageError"
+            outcome=ERROR,
+            reason=reason,
+            num_planned_steps=1,
+            error_type="UsageError",
+            error_text=text,
         )
         return TrialRow(
             trial_id="t", stage=stage, index=0, config_id="c", seed=0, settings={},
@@ -115,6 +119,11 @@ def test_a_task_that_cannot_be_built_stops_the_study_in_its_pilot_only() -> None
         refuse_settings(refused(Stage.PILOT, "UsageError: clip_norm: no."))
     with pytest.raises(UsageError, match=r"^task: it has no probe\.$"):
         refuse_settings(refused(Stage.PILOT, "UsageError: task: it has no probe."))
+    text = (
+        "Traceback:\n  at\nstability_search.errors.UsageError: data_dir: 2 problems:\n  a\n  b\n"
+    )
+    with pytest.raises(UsageError, match=r"^data_dir: 2 problems:\n  a\n  b$"):
+        refuse_settings(refused(Stage.PILOT, "UsageError: data_dir: 2 problems:", text))
 
 
 def test_three_losses_in_a_row_on_one_node_of_two_trials_make_it_sick() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from stability_search.interruption import Signals
 from stability_search.records import Outcome, Stage, TrialSummary
 from stability_search.search import early
 from stability_search.search.desk import DRIVER_GRACE_S, Desk, RunningTrial
@@ -17,7 +18,6 @@ from stability_search.search.driver import worker_settings
 from stability_search.search.early import is_surely_cpu
 from stability_search.search.machine import Machine
 from stability_search.search.request import TrialRequest
-from stability_search.search.source import Signals
 from stability_search.search.worker import WATCHDOG_GRACE_S, ReportKind, Worker, WorkerSettings
 from stability_search.settings import (
     EngineSettings,

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from stability_search.interruption import Signals
 from stability_search.records import Outcome, Stage, TrialSummary
 from stability_search.search.driver import Cluster, drive
 from stability_search.search.machine import choose_machine
 from stability_search.search.request import TrialRequest
-from stability_search.search.source import Signals
 from stability_search.settings import (
     EngineSettings,
     TaskReference,

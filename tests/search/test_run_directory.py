@@ -15,16 +15,15 @@ from stability_search.errors import StoppedEarlyError, UsageError
 from stability_search.search.run_directory import (
     RunDirectory,
     create,
-    default_path,
     describe_environment,
     facts_of_environment,
     lock,
     open_run,
-    refuse_changed_task,
     require_free_space,
     study_facts,
 )
 from stability_search.space import Space, load
+from stability_search.space_directory import default_path, refuse_changed_task
 
 TASK = "class Tiny:\n    def __init__(self, width: int = 4) -> None:\n        self.width = width\n"
 SPACE = """\
@@ -102,7 +101,7 @@ class TestCreate:
         space = make_space(tmp_path / "project", "teacher")
         run = begin(tmp_path / "run", space)
         assert not list(run.path.glob("*.py"))
-        refuse_changed_task(run, study_facts(space))
+        refuse_changed_task(run.path, study_facts(space))
 
     def test_an_existing_run_is_refused_with_the_resume_command(
         self, run: RunDirectory, space: Space
@@ -189,9 +188,9 @@ class TestChangedTask:
     ) -> None:
         facts = study_facts(space)
         assert facts["task_sha256"], "there must be something to compare with"
-        refuse_changed_task(run, facts)
+        refuse_changed_task(run.path, facts)
         shutil.rmtree(space.folder)
-        refuse_changed_task(run, facts)
+        refuse_changed_task(run.path, facts)
 
     @pytest.mark.parametrize("is_copy", [True, False])
     def test_a_changed_file_is_refused_with_the_difference(
@@ -201,7 +200,7 @@ class TestChangedTask:
         changed = (run.path if is_copy else space.folder) / "tiny.py"
         changed.write_text(TASK.replace("width: int = 4", "width: int = 8"))
         with pytest.raises(UsageError, match="the task changed since the study began") as caught:
-            refuse_changed_task(run, facts)
+            refuse_changed_task(run.path, facts)
         assert str(changed) in caught.value.message
         sign = "-" if is_copy else "+"
         assert f"{sign}    def __init__(self, width: int = 8)" in caught.value.message
@@ -210,7 +209,7 @@ class TestChangedTask:
         facts = study_facts(space)
         (run.path / "tiny.py").unlink()
         with pytest.raises(UsageError, match=r"tiny\.py: the task's file cannot be read"):
-            refuse_changed_task(run, facts)
+            refuse_changed_task(run.path, facts)
 
 
 class TestEnvironment:

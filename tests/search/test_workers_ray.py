@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from stability_search import read_run
+from stability_search.interruption import Signals
 from stability_search.records import Outcome, Stage, TrialSummary
 from stability_search.search.desk import Desk
 from stability_search.search.early import EarlyWorkers
 from stability_search.search.request import TrialRequest
-from stability_search.search.source import Signals
 from stability_search.search.worker import WorkerSettings
 from stability_search.settings import EngineSettings, TaskReference, TrialConfig, TrialConstants
 from tests.search.inline_study import TINY, write_space

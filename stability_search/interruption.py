@@ -1,0 +1,77 @@
+"""How a signal reaches long work: at a point where nothing is half done."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from stability_search.errors import StabilitySearchError
+
+
+class Interrupted(StabilitySearchError):  # noqa: N818 - no error: somebody asked for it
+    """A signal asked the work to stop; everything finished is kept."""
+
+    def __init__(self, signum: int, *, hint: str = "") -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}", hint=hint)
+        self.signum = signum
+        self.exit_code = 128 + signum  # type: ignore[misc]
+
+
+def _nothing() -> None:
+    return
+
+
+class Signals:
+    """Turns SIGINT and SIGTERM into `Interrupted`, at a point where nothing is half done.
+
+    A second SIGINT ends the process at once, after `last_words`.
+
+    Args:
+        terminate_s: Seconds after SIGTERM at which the process ends in the same way if it still
+            runs; None leaves it all the time it takes.
+    """
+
+    def __init__(self, *, terminate_s: float | None = None) -> None:
+        self.received: int | None = None
+        self.last_words: Callable[[], None] = _nothing
+        self._before: dict[int, Any] = {}
+        self._terminate_s = terminate_s
+        self._timer: threading.Timer | None = None
+
+    def install(self) -> None:
+        """Take the signals over; called again after Ray has taken them."""
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            before = signal.signal(signum, self._handle)
+            self._before.setdefault(signum, before)
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for signum, before in self._before.items():
+            signal.signal(signum, before)
+        self._before.clear()
+
+    def _handle(self, signum: int, _frame: FrameType | None) -> None:
+        if self.received is not None and signum == signal.SIGINT:
+            self._end(signum)  # asked twice: at once
+        if signum == signal.SIGTERM and self._terminate_s is not None and self._timer is None:
+            self._timer = threading.Timer(self._terminate_s, self._end, [signum])
+            self._timer.daemon = True
+            self._timer.start()
+        self.received = signum
+
+    def _end(self, signum: int) -> None:
+        self.last_words()
+        os._exit(128 + signum)
+
+    def check(self) -> None:
+        """Raise if a signal has arrived.
+
+        Raises:
+            Interrupted: With the signal.
+        """
+        if self.received is not None:
+            raise Interrupted(self.received)

@@ -1,0 +1,193 @@
+"""A directory that keeps a space file and a copy of its task's file, with one writer at a time."""
+
+import contextlib
+import difflib
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from stability_search.errors import UsageError
+from stability_search.files import cannot_write, remove_parts, write_whole
+from stability_search.records import Json
+from stability_search.space import Space
+
+DEFAULT_PARENT = Path("reports")
+_MAX_DIFFERENCE_LINES = 40
+
+
+def default_path(name: str, now: datetime) -> Path:
+    """Return where files go when nobody says: `reports/<name>-<UTC time>`.
+
+    Args:
+        name: Name of the study, or what else the files are of.
+        now: The time, in UTC.
+
+    Returns:
+        A path at which nothing is yet.
+    """
+    path = DEFAULT_PARENT / f"{name}-{now:%Y%m%dT%H%M%SZ}"
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def make_folder(path: Path) -> None:
+    """Make the directory, with its parents, unless it is there.
+
+    Raises:
+        UsageError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{path}: the run directory cannot be made: {error.strerror}.",
+            hint="Choose another with --output.",
+        ) from error
+
+
+@contextlib.contextmanager
+def only_writer(path: Path, *folders: Path) -> Iterator[None]:
+    """Be the only writer of a directory; killed writers' leftovers are removed.
+
+    The lock is the kernel's: it ends with the process, however that ends, and leaves no file.
+
+    Args:
+        path: The directory.
+        folders: Folders in it that are written to as well.
+
+    Raises:
+        UsageError: Another process holds it, or there is no such directory.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UsageError(f"{path}: no run directory: {error.strerror}.") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{path}: locked run: another process is writing to it.",
+                hint="Wait until it ends, or stop it.",
+            ) from error
+        for folder in (path, *folders):
+            with contextlib.suppress(OSError):  # a read-only directory is named when it matters
+                remove_parts(folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def task_facts(space: Space) -> dict[str, Json]:
+    """Return what must be kept of a task to refuse a changed one later.
+
+    Raises:
+        UsageError: The task's file cannot be read.
+    """
+    return {
+        "original_folder": str(space.folder),
+        "original_task_file": space.task.file,
+        "task_file": _name_beside_space(space),
+        "task_sha256": task_sha256(Path(space.task.file)) if space.task.file else "",
+    }
+
+
+def task_sha256(path: Path) -> str:
+    """Return the hash of a task's file.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: the task's file cannot be read: {error.strerror}.") from error
+
+
+def refuse_changed_task(path: Path, facts: Mapping[str, Json]) -> None:
+    """Refuse to go on with another task than was begun with.
+
+    Both the copy beside the space file and, where it still exists, the file it was copied from
+    must be as they were.
+
+    Args:
+        path: The directory.
+        facts: What `task_facts` returned then.
+
+    Raises:
+        UsageError: A file changed or the copy is gone; shows the difference.
+    """
+    if not facts["task_sha256"]:
+        return
+    copy, original = path / str(facts["task_file"]), Path(str(facts["original_task_file"]))
+    is_copy_intact = task_sha256(copy) == facts["task_sha256"]
+    has_original = original.is_file()
+    if is_copy_intact and (not has_original or task_sha256(original) == facts["task_sha256"]):
+        return
+    changed = original if is_copy_intact else copy
+    raise UsageError(
+        f"{changed}: the task changed since the study began.\n{_difference(copy, original)}",
+        hint="Undo the change, or start anew in another directory.",
+    )
+
+
+def text_beside_task(space: Space) -> str:
+    """Return the space's text; a task file from outside its folder is named as its copy."""
+    written, _, class_name = space.task_name.rpartition(":")
+    name = _name_beside_space(space)
+    if not name or name == str(Path(written)):
+        return space.text
+    line = re.compile(rf"^(task\s*:\s*[\"']?){re.escape(space.task_name)}", re.MULTILINE)
+    return line.sub(lambda found: f"{found.group(1)}./{name}:{class_name}", space.text, count=1)
+
+
+def copy_task_file(path: Path, space: Space) -> None:
+    """Copy a task's file into a directory; a built-in task has none.
+
+    Raises:
+        StoppedEarlyError: It cannot be copied.
+    """
+    if not space.task.file:
+        return
+    copy = path / _name_beside_space(space)
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        content = Path(space.task.file).read_bytes()
+    except OSError as error:
+        raise cannot_write(copy, error) from error
+    write_whole(copy, content)
+
+
+def text_difference(before: str, after: str, *, name_before: str, name_after: str) -> str:
+    """Return what differs between two texts, as `diff -u` shows it, cut to 40 lines."""
+    lines = list(
+        difflib.unified_diff(
+            before.splitlines(), after.splitlines(), name_before, name_after, lineterm="", n=1
+        )
+    )
+    if len(lines) > _MAX_DIFFERENCE_LINES:
+        lines = [*lines[:_MAX_DIFFERENCE_LINES], f"... {len(lines) - _MAX_DIFFERENCE_LINES} more"]
+    return "\n".join(lines)
+
+
+def _difference(copy: Path, original: Path) -> str:
+    before, after = (
+        path.read_text(errors="replace") if path.is_file() else "" for path in (copy, original)
+    )
+    return text_difference(before, after, name_before=str(copy), name_after=str(original))
+
+
+def _name_beside_space(space: Space) -> str:
+    """Return the task file's place in the directory; empty for a task in a module."""
+    if not space.task.file:
+        return ""
+    written = Path(space.task_name.rpartition(":")[0])
+    is_inside = not written.is_absolute() and ".." not in written.parts
+    return str(written) if is_inside else written.name
