@@ -186,7 +186,10 @@ def _notes(ladder: Ladder, cause: Cause) -> list[str]:
     if cause in _UNTRIED:
         notes.append(_UNTRIED[cause])
     if cause is Cause.MIXED_PRECISION and ladder.data.hints:
-        notes.append("Also known to help: input features of mean 0 and deviation 1.")
+        notes.append(
+            "Also known to help, where the field named below is an input and not a target: mean 0 "
+            "and deviation 1."
+        )
     num_data = sum(end.num_data_steps for end in evidence.as_given)
     if num_data and cause is not Cause.DATA:
         notes.append(f"Besides, {num_data} steps broke for their batch alone: see the data below.")
