@@ -1,11 +1,13 @@
 """The field's tables, as Markdown, and their place in a document."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from stability_search.records import Json
 from tests.benchmarks.field.measuring import Measured, Row
 
+_COUNT = re.compile(r" in \d+ of \d+ steps")
 _HEADER = """\
 | loop | steps | survived | learned | ended at step | bad or skipped | probe loss | metrics |
 |---|---|---|---|---|---|---|---|"""
@@ -32,7 +34,9 @@ def _line(row: Row) -> str:
     learned = "" if row.learned is None else f"{row.learned}/{row.num_seeds}"
     ended = ", ".join(str(step) for step in row.failed_at)
     if row.failures:
-        ended += f" ({'; '.join(row.failures)})"
+        # How many steps it took differs from seed to seed; how it failed does not.
+        kinds = dict.fromkeys(_COUNT.sub("", failure) for failure in row.failures)
+        ended += f" ({'; '.join(kinds)})"
     loss = "" if row.probe_loss is None else f"{row.probe_loss:.4g}"
     metrics = ", ".join(f"{name} {value:.3g}" for name, value in row.metrics.items())
     return (
