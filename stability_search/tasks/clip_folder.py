@@ -14,6 +14,7 @@ from stability_search.tasks.own_folder import (
     read_arrays,
     refuse,
     require_folder,
+    sparse_labels,
 )
 
 
@@ -46,11 +47,13 @@ def read_folder(folder: Path, units: Units, *, time_stride: int) -> ClipData:
         problems.append(
             "train/: one frame at least must be finite, but every frame holds NaN or Inf"
         )
+    clips = (*train.values(), *test.values())
+    problems += sparse_labels(label for clip in clips for label in clip.labels)
     refuse(folder, problems)
     return clip_data(
         train=list(train.values()),
         test=list(test.values()),
-        num_classes=1 + max(max(clip.labels) for clip in (*train.values(), *test.values())),
+        num_classes=1 + max(max(clip.labels) for clip in clips),
         are_joined=False,
         units=units,
     )

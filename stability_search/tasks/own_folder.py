@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from stability_search.errors import UsageError
 
 Array = npt.NDArray[Any]
 
+_FEWEST_NUMBERS, _MOST_GAPS = 100, 10  # labels up to 100 + 10 times their number may have gaps
 MOST_LISTED = 20  # faults that are named; of more, their number
 # What numpy raises for a pickle in an archive, a damaged one, or a lone array.
 _UNREADABLE = (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
@@ -59,6 +60,21 @@ def read_arrays(file: Path) -> dict[str, Array] | str:
                 return {name: archive[name] for name in sorted(archive.files)}
     except _UNREADABLE as error:
         return f"must be readable without pickles, but numpy says: {str(error).rstrip('.')}"
+
+
+def sparse_labels(labels: Iterable[int]) -> list[str]:
+    """Say it if labels are no class numbers: a model has an output for each up to the largest.
+
+    Args:
+        labels: Integers, >= 0, of all samples.
+    """
+    known = set(labels)
+    if not known or max(known) < _FEWEST_NUMBERS + _MOST_GAPS * len(known):
+        return []
+    found = f"{len(known)} different ones reach up to {max(known)}"
+    return [
+        f"labels must count the classes from 0 on, but {found}: number them 0 to {len(known) - 1}"
+    ]
 
 
 def refuse(folder: Path, problems: Sequence[str]) -> None:

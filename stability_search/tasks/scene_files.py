@@ -8,7 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stability_search.tasks.own_folder import files_of, read_arrays, refuse, require_folder
+from stability_search.tasks.own_folder import (
+    files_of,
+    read_arrays,
+    refuse,
+    require_folder,
+    sparse_labels,
+)
 from stability_search.tasks.scenes import CELL, Scene, SceneData, box_faults, label_faults
 
 _SPLITS = ("train", "test")
@@ -54,6 +60,8 @@ def read_scenes(folder: Path) -> SceneData:
     faults: list[str] = []
     splits = {split: _read_split(folder, split, faults) for split in _SPLITS}
     _check_together(splits, faults)
+    scenes = (scene for split in splits.values() for scene in split.values())
+    faults += sparse_labels(label for scene in scenes for label in scene.labels.tolist())
     refuse(folder, faults)
     images = torch.stack([scene.image for scene in splits["train"].values()])
     finite = images[images.isfinite()]

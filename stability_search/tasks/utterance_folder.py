@@ -12,6 +12,7 @@ from stability_search.tasks.own_folder import (
     read_arrays,
     refuse,
     require_folder,
+    sparse_labels,
 )
 from stability_search.tasks.utterances import Recording, UtteranceData, utterance_data
 
@@ -38,6 +39,7 @@ def read_folder(folder: Path) -> UtteranceData:
     problems += _odd_channels({**train, **test})
     problems += _unfit_to_train(train)
     problems += _unfit_to_judge(test, {recording.label for recording in train.values()})
+    problems += sparse_labels(one.label for one in (*train.values(), *test.values()))
     refuse(folder, problems)
     return utterance_data(train=list(train.values()), test=list(test.values()))
 

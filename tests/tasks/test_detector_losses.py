@@ -35,6 +35,15 @@ def test_wise_iou_is_zero_for_the_right_box_and_grows_with_the_distance() -> Non
     assert apart == pytest.approx(math.exp(64 / 160))
 
 
+def test_a_box_is_pulled_to_its_target_and_not_rewarded_for_a_larger_surrounding() -> None:
+    """WIoU takes the smallest box around both for a constant."""
+    found = boxes((8, 0, 12, 4))
+    losses.wise_iou(found, boxes((0, 0, 4, 4)), FREE).sum().backward()
+    assert found.grad is not None
+    pull = math.exp(64 / 160) * 8 / 160
+    assert found.grad[0].tolist() == pytest.approx([pull, 0, pull, 0])
+
+
 def test_a_box_apart_and_an_empty_one_still_have_a_finite_gradient() -> None:
     found = boxes((8, 0, 12, 4), (2, 2, 2, 2), (3, 3, 1, 1))
     losses.wise_iou(found, boxes((0, 0, 4, 4)).expand(3, 4), FREE).sum().backward()

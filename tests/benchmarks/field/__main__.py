@@ -15,6 +15,8 @@ Each case (`tests/field/cases`) is measured in six rows:
 `survived` counts seeds that reached their last step with finite loss and parameters; under the
 engine with the kill rule and the loss stop in force. `learned` counts those whose last probe
 level lies below E_0 by at least half of the study's Delta. Seeds are fresh: no study uses them.
+`steps lost` were bad or met bad data or, in a plain loop, changed nothing.
+Probe losses compare where the steps are as many: the choice's with that of "engine, after".
 
 Studies and guarded trainings are kept in `--store`: a second call runs only what is missing.
 """

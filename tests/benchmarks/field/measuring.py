@@ -40,7 +40,7 @@ class Row:
         learned: Of them, those that gained half of Delta; None where that is not judged.
         failed_at: Step at which each of the others ended, rising.
         failures: How these ended, each once.
-        lost: Share of steps that were bad, or that changed nothing in a plain loop.
+        lost: Share of all steps that were bad, met bad data, or, in a plain loop, changed nothing.
         probe_loss: Mean over the seeds that survived; None without one.
         metrics: The same of the task's metrics.
     """
@@ -232,7 +232,7 @@ class _Trainer:
         lived = [one for one in summaries if one.outcome is Outcome.COMPLETED]
         levels = [level for one in lived if (level := last_level(one)) is not None]
         limit = None if self._delta is None else self._e0 - self._delta / 2
-        num_judged = sum(one.num_judged_steps for one in summaries)
+        num_lost = sum(one.num_bad_steps + one.num_data_steps for one in summaries)
         return Row(
             name=name,
             num_steps=steps,
@@ -247,7 +247,7 @@ class _Trainer:
                     one.outcome.value for one in summaries if one.outcome is not Outcome.COMPLETED
                 )
             ),
-            lost=sum(one.num_bad_steps for one in summaries) / max(1, num_judged),
+            lost=num_lost / max(1, sum(one.num_steps for one in summaries)),
             probe_loss=fmean(levels) if levels and len(levels) == len(lived) else None,
             metrics=_means([one.metrics_last for one in lived]),
         )

@@ -9,7 +9,7 @@ from tests.benchmarks.field.measuring import Measured, Row
 
 _COUNT = re.compile(r" in \d+ of \d+ steps")
 _HEADER = """\
-| loop | steps | survived | learned | ended at step | bad or skipped | probe loss | metrics |
+| loop | steps | survived | learned | ended at step | steps lost | probe loss | metrics |
 |---|---|---|---|---|---|---|---|"""
 
 
