@@ -116,7 +116,7 @@ def test_run_prints_the_verdict_on_stdout_and_everything_else_on_stderr(
     assert out.splitlines() == [
         r"the \x1b[1mverdict",
         "report: a run/report.html",
-        "next: stability-search train --space 'a run/best.yaml' --steps N  # your long run",
+        "next: stability-search train --space 'a run/best.yaml' --steps 10000  # your own length",
     ]
     assert err.splitlines() == [
         "space file: teacher.yaml",
@@ -179,7 +179,7 @@ def test_json_events_leave_only_json_on_stdout(
 @pytest.mark.parametrize(
     ("kind", "code", "last"),
     [
-        (VerdictKind.NONE, 3, "next: widen what the report names, then run again"),
+        (VerdictKind.NONE, 3, "next: change the space file as the report says, then run it again"),
         (VerdictKind.INCOMPLETE, 6, "next: stability-search resume 'a run'"),
     ],
 )

@@ -266,9 +266,11 @@ def _closing_lines(end: "Study") -> list[str]:
     match end.verdict.kind:
         case VerdictKind.STABLE:
             best = inert(shlex.quote(short_path(directory / "best.yaml")))
-            lines.append(f"next: stability-search train --space {best} --steps N  # your long run")
+            lines.append(
+                f"next: stability-search train --space {best} --steps 10000  # your own length"
+            )
         case VerdictKind.NONE:
-            lines.append("next: widen what the report names, then run again")
+            lines.append("next: change the space file as the report says, then run it again")
         case VerdictKind.INCOMPLETE if end.verdict.exit_code == UserCodeError.exit_code:
             lines.append("next: mend the task, then run again with another --output")
         case VerdictKind.INCOMPLETE if "budget" in end.verdict.reason:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stability_search.errors import UsageError
 from stability_search.tasks.bpe import BytePairs, learn_byte_pairs
 
 MAX_FOLDER_BYTES = 16 * 1024 * 1024
@@ -72,7 +73,7 @@ def tokenize(texts: Sequence[str], *, vocabulary: int, context: int) -> TokenStr
         Both parts as tokens.
 
     Raises:
-        ValueError: There is too little text for `context`.
+        UsageError: There is too little text for `context`.
     """
     cuts = [len(text) - len(text) // HELD_OUT_SHARE for text in texts]
     parts = (
@@ -83,7 +84,7 @@ def tokenize(texts: Sequence[str], *, vocabulary: int, context: int) -> TokenStr
     train, test = (torch.from_numpy(pairs.encode(part)).long() for part in parts)
     needed = MIN_PROBE_CONTEXTS * context
     if len(test) < needed or len(train) < needed:
-        raise ValueError(
+        raise UsageError(
             f"data_dir: {needed} tokens ({MIN_PROBE_CONTEXTS} contexts) in each part must hold, "
             f"but got {len(train)} to train on and {len(test)} held out, from "
             f"{sum(map(len, parts))} bytes. Add text, about {_bytes_needed(parts, test, needed)} "
@@ -107,12 +108,12 @@ def read_python_documentation() -> tuple[str, ...]:
         are comparable within one version only.
 
     Raises:
-        ValueError: This Python was packaged without them.
+        UsageError: This Python was packaged without them.
     """
     try:
         found = importlib.import_module("pydoc_data.topics").topics
     except (ImportError, AttributeError) as error:
-        raise ValueError(
+        raise UsageError(
             "data_dir: a folder must be given, since this Python comes without the text of its "
             f"own documentation ({error}). Put .txt files in UTF-8 there."
         ) from error
@@ -129,21 +130,21 @@ def read_text_folder(folder: Path) -> tuple[str, ...]:
         One text a file, in order of names; a byte-order mark is left out.
 
     Raises:
-        ValueError: Names every file that cannot be used, with the byte where it is not UTF-8.
+        UsageError: Names every file that cannot be used, with the byte where it is not UTF-8.
     """
     if not folder.is_dir():
         state = "not a folder" if folder.exists() else "not there"
-        raise ValueError(f"data_dir: a folder of .txt files is needed, but {folder} is {state}.")
+        raise UsageError(f"data_dir: a folder of .txt files is needed, but {folder} is {state}.")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".txt")
     if not files:
         others = sum(1 for _ in folder.iterdir())
-        raise ValueError(
+        raise UsageError(
             f"data_dir: {folder} must hold at least one .txt file, but holds none "
             f"({others} other entries). Folders inside it are not searched."
         )
     size = sum(file.stat().st_size for file in files if file.is_file())
     if size > MAX_FOLDER_BYTES:
-        raise ValueError(
+        raise UsageError(
             f"data_dir: at most {MAX_FOLDER_BYTES // 2**20} MiB of text must hold, but {folder} "
             f"has {size / 2**20:.0f} MiB. Take a sample: a trial of 200 steps reads 0.1 MiB."
         )
@@ -157,7 +158,7 @@ def read_text_folder(folder: Path) -> tuple[str, ...]:
     if problems:
         hidden = len(problems) - _MAX_PROBLEMS
         shown = "; ".join(problems[:_MAX_PROBLEMS]) + (f"; and {hidden} more" * (hidden > 0))
-        raise ValueError(
+        raise UsageError(
             f"data_dir: every .txt file must be text in UTF-8, but of {len(files)} in {folder} "
             f"{len(problems)} cannot be used: {shown}."
         )

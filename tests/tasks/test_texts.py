@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stability_search.errors import UsageError
 from stability_search.tasks import texts
 from stability_search.tasks.speech_gpt import SpeechGpt
 from stability_search.tasks.texts import (
@@ -73,7 +74,7 @@ def test_a_python_without_its_documentation_asks_for_a_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    with pytest.raises(ValueError, match=r"data_dir: a folder must be given.*UTF-8"):
+    with pytest.raises(UsageError, match=r"data_dir: a folder must be given.*UTF-8"):
         read_python_documentation()
 
 
@@ -85,17 +86,17 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_needed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a folder of \.txt files is needed.*is not there"):
+    with pytest.raises(UsageError, match=r"a folder of \.txt files is needed.*is not there"):
         read_text_folder(tmp_path / "nowhere")
     (tmp_path / "file.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"file\.txt is not a folder"):
+    with pytest.raises(UsageError, match=r"file\.txt is not a folder"):
         read_text_folder(tmp_path / "file.txt")
 
 
 def test_a_folder_without_texts_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"holds none \(1 other entries\).*not searched"):
+    with pytest.raises(UsageError, match=r"holds none \(1 other entries\).*not searched"):
         read_text_folder(tmp_path)
 
 
@@ -107,7 +108,7 @@ def test_every_file_that_cannot_be_used_is_named_at_once(tmp_path: Path) -> None
     (tmp_path / "empty.txt").touch()
     (tmp_path / "blank.txt").write_text(" \n\n")
     (tmp_path / "inner.txt").mkdir()
-    with pytest.raises(ValueError, match=r"of 7 in .* 6 cannot be used") as caught:
+    with pytest.raises(UsageError, match=r"of 7 in .* 6 cannot be used") as caught:
         read_text_folder(tmp_path)
     message = str(caught.value)
     for problem in (
@@ -126,19 +127,19 @@ def test_every_file_that_cannot_be_used_is_named_at_once(tmp_path: Path) -> None
 def test_a_hundred_broken_files_do_not_fill_the_screen(tmp_path: Path) -> None:
     for index in range(20):
         (tmp_path / f"{index:02}.txt").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"07\.txt .*; and 12 more\."):
+    with pytest.raises(UsageError, match=r"07\.txt .*; and 12 more\."):
         read_text_folder(tmp_path)
 
 
 def test_too_little_text_says_how_much_is_needed(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text(amharic(60), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"data_dir: 512 tokens .* but got \d+ to train on"):
+    with pytest.raises(UsageError, match=r"data_dir: 512 tokens .* but got \d+ to train on"):
         SpeechGpt(data_dir=str(tmp_path))
 
 
 def test_the_amount_asked_for_is_enough(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text(amharic(60), encoding="utf-8")
-    with pytest.raises(ValueError, match="Add text") as caught:
+    with pytest.raises(UsageError, match="Add text") as caught:
         SpeechGpt(data_dir=str(tmp_path), context=16, vocabulary=320)
     needed = int(re.findall(r"about (\d+) bytes", str(caught.value))[0])
     text = amharic(4000)
@@ -150,5 +151,5 @@ def test_the_amount_asked_for_is_enough(tmp_path: Path) -> None:
 
 def test_too_much_text_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "MAX_FOLDER_BYTES", 1024)
-    with pytest.raises(ValueError, match=r"at most 0 MiB of text must hold.*Take a sample"):
+    with pytest.raises(UsageError, match=r"at most 0 MiB of text must hold.*Take a sample"):
         read_text_folder(folder)
