@@ -120,7 +120,12 @@ class Clipping:
     ) -> None:
         ids = frozenset(map(id, listed))
         self._monitor.window.add_clipped(
-            ClippedNorm(parameters=ids, norm=norm.detach(), max_norm=max_norm)
+            ClippedNorm(
+                parameters=ids,
+                norm=norm.detach(),
+                max_norm=max_norm,
+                is_unscaled=not self._monitor.window.is_mixed,
+            )
         )
 
 

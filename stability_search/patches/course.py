@@ -21,7 +21,6 @@ class Course:
         number: Which optimizer of the process it is, from 1.
         kind: Name of its class.
         alarms: Thresholds.
-        loss_decides: True if a non-finite loss makes a step `bad` whose gradients are finite.
         is_observed: True if a step is taken whatever its label is.
 
     Attributes:
@@ -39,14 +38,12 @@ class Course:
         kind: str,
         alarms: AlarmSettings,
         *,
-        loss_decides: bool = True,
         is_observed: bool = False,
     ) -> None:
         self.number = number
         self.kind = kind
         self.is_observed = is_observed
         self.epoch = 1
-        self._loss_decides = loss_decides
         self._finished: EpochSummary | None = None
         self.step = 0
         self.num_bad_in_a_row = 0
@@ -61,6 +58,7 @@ class Course:
         reading: Reading,
         *,
         learning_rate: float,
+        loss_decides: bool,
         batch_fault: str,
         batch_index: int | None,
     ) -> StepRecord:
@@ -69,6 +67,7 @@ class Course:
         Args:
             reading: What was measured.
             learning_rate: The rate it uses.
+            loss_decides: True if a non-finite loss makes a step `bad` whose gradients are finite.
             batch_fault: What is wrong with its batch; only heard if the step is not finite.
             batch_index: Which batch that was.
         """
@@ -77,7 +76,7 @@ class Course:
         grad_fault = "" if norm is None else _fault("gradient", [norm])
         # A batch that the script itself gave up may have left its loss here: while the gradients
         # are finite only the last one counts.
-        heard = reading.losses if grad_fault else reading.losses[-1:] if self._loss_decides else ()
+        heard = reading.losses if grad_fault else reading.losses[-1:] if loss_decides else ()
         forward_fault = reading.aborted or _fault("loss", heard)
         label, reason = label_step(
             StepFacts(

@@ -7,7 +7,7 @@ none: `GradScaler`, clipping, the start of a backward pass, data loaders, deprec
 import atexit
 import functools
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +86,7 @@ def _put_all_in(installed: _Installed) -> tuple[str, ...]:
     settings, monitor = installed.settings, installed.monitor
     replacements = installed.replacements
     scaling = Scaling(monitor)
-    stepping = Stepping(monitor, is_scaled=scaling.is_scaled, on_verdict=scaling.was_judged)
+    stepping = Stepping(monitor, scaling_of=scaling.scaling_of, on_verdict=scaling.was_judged)
     done = [] if settings.observe else patch_deprecated_names(replacements)
     scaling.put_in(replacements, stepping)
     high = "no upper limit" if settings.max_scale is None else f"at most {settings.max_scale:g}"
@@ -127,18 +127,24 @@ def _patch_backward(monitor: Monitor, replacements: Replacements) -> None:
 
     @functools.wraps(original)
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as PyTorch's
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or monitor.window.is_in_backward:
             original(tensors, *args, **kwargs)
             return
+        if not isinstance(tensors, Sequence | torch.Tensor):
+            tensors = tuple(tensors)  # a generator can be read only once, and PyTorch reads it
+        window = monitor.window
         with monitor.messages.survives("loss of a backward pass"):
-            for loss in (tensors,) if isinstance(tensors, torch.Tensor) else tuple(tensors):
-                monitor.window.add_loss(loss)
+            for loss in (tensors,) if isinstance(tensors, torch.Tensor) else tensors:
+                window.add_loss(loss)
+        window.is_in_backward = True
         try:
             original(tensors, *args, **kwargs)
         except RuntimeError as error:
             if monitor.settings.observe or "returned nan values" not in str(error):
                 raise
             monitor.backward_was_aborted(error)
+        finally:
+            window.is_in_backward = False
 
     replacements.put(torch.autograd, "backward", backward)
 

@@ -8,6 +8,7 @@ judge(optimizer):
 """
 
 import math
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from stability_search.patches.loading import Data
 from stability_search.patches.messages import Level, Messages
 from stability_search.patches.settings import PatchSettings, variable
 from stability_search.patches.statistics import RunningStatistics
-from stability_search.patches.window import Reading, Window
+from stability_search.patches.window import LossScaling, Reading, Window
 from stability_search.records import StepLabel, StepRecord
 from stability_search.settings import OnAlarm
 
@@ -51,7 +52,6 @@ class Monitor:
         messages: Where they say so.
 
     Attributes:
-        window: What was seen since the last step.
         data: The batches it was fed.
         statistics: Running statistics that a skip puts back.
     """
@@ -59,7 +59,7 @@ class Monitor:
     def __init__(self, settings: PatchSettings, messages: Messages) -> None:
         self.settings = settings
         self.messages = messages
-        self.window = Window()
+        self._windows = _Windows()
         self.data = Data()
         self.statistics = RunningStatistics()
         self._has_looked_for_norms = False
@@ -68,19 +68,26 @@ class Monitor:
         )
         self._told: list[Course] = []  # also of optimizers that are gone
 
+    @property
+    def window(self) -> Window:
+        """What this thread has seen since its last step."""
+        return self._windows.window
+
     # -- steps -------------------------------------------------------------------------------
 
-    def judge(self, optimizer: torch.optim.Optimizer, *, is_scaled: bool) -> Verdict | None:
+    def judge(
+        self, optimizer: torch.optim.Optimizer, scaling: LossScaling | None
+    ) -> Verdict | None:
         """Judge an attempt at a step, before it is taken.
 
         Args:
             optimizer: Whose step it is.
-            is_scaled: True if its gradients still carry the loss scale.
+            scaling: Its loss scaling; None without.
 
         Returns:
             None if there is nothing to judge, for want of gradients.
         """
-        reading = self.window.read(optimizer, is_scaled=is_scaled)
+        reading = self.window.read(optimizer, scaling)
         return None if reading is None else self.judge_reading(optimizer, reading)
 
     def judge_reading(self, optimizer: torch.optim.Optimizer, reading: Reading) -> Verdict:
@@ -91,17 +98,19 @@ class Monitor:
         """
         self.messages.release()
         course = self._course(optimizer)
+        loss_decides = self._loss_decides(optimizer, reading)
         fault, index = "", None
-        if not _is_finite(reading):
+        if not _is_finite(reading, loss_decides=loss_decides):
             fault, index = self.data.fault()
         record = course.judge(
             reading,
             learning_rate=_rate(optimizer),
+            loss_decides=loss_decides,
             batch_fault=fault,
             batch_index=index,
         )
         is_lost = record.label in _LOST
-        is_skipped = is_lost and not course.is_observed
+        is_skipped = record.label is not StepLabel.OK and not course.is_observed
         self._say_step(course, record, last_batch=index)
         if is_lost:
             self._say_advice(record, fault, is_batch_known=index is not None)
@@ -170,14 +179,21 @@ class Monitor:
                 len(self._told) + 1,
                 type(optimizer).__name__,
                 self.settings.alarms,
-                # Each process has a loss of its own, and all must decide alike.
-                loss_decides=not _is_distributed(),
                 is_observed=self.settings.observe or is_split,
             )
             self._courses[optimizer] = course
             self._told.append(course)
             self.batch_arrived()  # of a script without a loader
         return course
+
+    def _loss_decides(self, optimizer: torch.optim.Optimizer, reading: Reading) -> bool:
+        """Return True if a loss that is not finite condemns a step of finite gradients."""
+        if all(map(math.isfinite, reading.losses)):  # nearly always
+            return True
+        if _is_distributed():  # each process has a loss of its own, and all must decide alike
+            return False
+        # Of several optimizers, another one's loss says nothing about this one.
+        return len(self._told) == 1 or self.window.reaches(optimizer)
 
     def _keep_statistics(self, record: StepRecord) -> None:
         with self.messages.survives("statistics of BatchNorm"):
@@ -217,6 +233,8 @@ class Monitor:
         alarms, must_end = course.see(record)
         self._say_alarms(alarms)
         self._say_epoch(course)
+        if self.settings.observe:
+            return
         if must_end is OnAlarm.END_EPOCH:
             self.data.has_to_end_epoch = True
             self.messages.say(
@@ -307,11 +325,18 @@ _SPLIT = (
 )
 
 
-def _is_finite(reading: Reading) -> bool:
+class _Windows(threading.local):
+    """A window for each thread, as each may train a model of its own."""
+
+    def __init__(self) -> None:
+        self.window = Window()
+
+
+def _is_finite(reading: Reading, *, loss_decides: bool) -> bool:
     """Return True if nothing about it asks for a look at the data."""
     if reading.aborted or not (reading.grad_norm is None or math.isfinite(reading.grad_norm)):
         return False
-    return all(map(math.isfinite, reading.losses))
+    return not loss_decides or all(map(math.isfinite, reading.losses))
 
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:

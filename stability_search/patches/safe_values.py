@@ -75,6 +75,8 @@ class SafeValues:
                     f"{change}: gradient overflow (NaN or Inf) asks for {plan:g}, below 1{kept}. "
                     f"{_ADVICE}",
                 )
+        elif after < before and plan >= before:
+            self._messages.say(Level.INFO, f"{change}, which is the limit that was set")
         elif after < before:
             self._messages.say(Level.WARNING, f"{change} (gradient overflow, NaN or Inf)")
         elif after > before:

@@ -24,7 +24,7 @@ from stability_search.patches.monitor import Monitor, Verdict
 from stability_search.patches.replacing import Replacements
 from stability_search.patches.safe_values import SafeValues, next_scale
 from stability_search.patches.stepping import Stepping
-from stability_search.patches.window import Reading
+from stability_search.patches.window import LossScaling, Reading
 from stability_search.records import StepLabel, StepRecord
 
 Optimizer = torch.optim.Optimizer
@@ -40,6 +40,10 @@ _EARLY_UNSCALE = (
 _ABANDONED = (
     "scaler.unscale_ found NaN or Inf, and neither step nor update followed: those gradients are "
     "dropped, and the loss scale is updated. On a skip call scaler.update() and zero_grad()."
+)
+_SCALE_STAYS = (
+    "a skip for a loss of NaN or Inf leaves the loss scale as it is: a script that knows a skip "
+    "by a fall of scaler.get_scale() does not see it, and steps its learning-rate schedule."
 )
 _NOTHING = "without any gradient since the last update: nothing is done, where PyTorch raises"
 
@@ -75,16 +79,20 @@ class Scaling:
         self._step = GradScaler.step
         self._update = GradScaler.update
 
-    def is_scaled(self, optimizer: Optimizer) -> bool:
-        """Return True if the gradients of an optimizer still carry the loss scale."""
-        scaler = self._monitor.window.scaler
-        return scaler is not None and not _holds(self._state(scaler).unscaled, optimizer)
+    def scaling_of(self, optimizer: Optimizer) -> LossScaling | None:
+        """Return the loss scaling of an optimizer whose step is no scaler's; None without."""
+        window = self._monitor.window
+        if window.scaler is None:
+            return None
+        scaling = self._scaling(window.scaler, optimizer)
+        # In a mixed window only a scaler that knows the optimizer says that it is scaled.
+        return None if window.is_mixed and scaling.is_scaled else scaling
 
     def scale_of(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Return the loss scale that gradients carry, 0-d; None if they carry none."""
         scaler = self._monitor.window.scaler
         first = next((p for p in parameters if p.grad is not None), None)
-        if scaler is None or first is None:
+        if scaler is None or first is None or self._monitor.window.is_mixed:
             return None
         for optimizer in self._state(scaler).unscaled:
             if any(p is first for group in optimizer.param_groups for p in group["params"]):
@@ -93,9 +101,9 @@ class Scaling:
 
     def was_judged(self, optimizer: Optimizer, verdict: Verdict) -> None:
         """Note a step that the script took itself, after `unscale_` or without a scaler."""
-        scaler = self._monitor.window.scaler
-        if scaler is not None:
-            self._state(scaler).verdicts.append((optimizer, verdict))
+        scaling = self.scaling_of(optimizer)
+        if scaling is not None:
+            self._state(scaling.scaler).verdicts.append((optimizer, verdict))
 
     def put_in(self, replacements: Replacements, stepping: Stepping) -> None:
         """Wrap the methods.
@@ -120,7 +128,11 @@ class Scaling:
         if not torch.compiler.is_compiling():
             with self._messages.survives("loss before its scaling"):
                 self._before_scaling(scaler, outputs)
-        return self._scale(scaler, outputs)
+        scaled = self._scale(scaler, outputs)
+        if not torch.compiler.is_compiling():
+            for loss in _losses(scaled):
+                self._monitor.window.add_scaled(loss)
+        return scaled
 
     def _unscaled(self, scaler: GradScaler, optimizer: Optimizer) -> None:
         if self._needs_no_unscaling(scaler, optimizer):
@@ -176,25 +188,23 @@ class Scaling:
         Those that are finite are multiplied by the scale, so that what a further backward pass
         adds to them has the same one. Those that are not were given up by the script.
         """
-        unscaled = self._state(scaler).unscaled
-        while unscaled:
-            optimizer = unscaled.pop()
-            if not _found_inf(scaler, optimizer):
-                _states_of(scaler).pop(id(optimizer), None)
-                scale, gradients = _scale_tensor(scaler), _gradients(optimizer)
-                if gradients and scale is not None:
-                    self._messages.once("early unscale", Level.WARNING, _EARLY_UNSCALE)
-                    with torch.no_grad():
-                        torch._foreach_mul_(gradients, scale)
-                continue
+        unscaled = list(self._state(scaler).unscaled)
+        if not unscaled:
+            return
+        overflowed = [one for one in unscaled if _found_inf(scaler, one)]
+        if overflowed:
             self._messages.once("abandoned", Level.WARNING, _ABANDONED)
-            if len(_states_of(scaler)) == 1:
-                unscaled.append(optimizer)  # it is judged there
-                self._updated(scaler)
-                unscaled = self._state(scaler).unscaled
-            _states_of(scaler).pop(id(optimizer), None)
-            for parameter in _parameters(optimizer):
+            self._updated(scaler)  # each of them is judged there
+            for parameter in (p for one in overflowed for p in _parameters(one)):
                 parameter.grad = None
+        for optimizer in unscaled:
+            _states_of(scaler).pop(id(optimizer), None)
+            scale, gradients = _scale_tensor(scaler), _gradients(optimizer)
+            if gradients and scale is not None:
+                self._messages.once("early unscale", Level.WARNING, _EARLY_UNSCALE)
+                with torch.no_grad():
+                    torch._foreach_mul_(gradients, scale)
+        self._state(scaler).unscaled.clear()
 
     def _needs_no_unscaling(self, scaler: GradScaler, optimizer: Optimizer) -> bool:
         if self._observes:
@@ -213,7 +223,7 @@ class Scaling:
     def _judged(self, scaler: GradScaler, optimizer: Optimizer) -> Verdict | None:
         verdict = None
         with self._messages.survives("check before a scaled step"):
-            verdict = self._monitor.judge(optimizer, is_scaled=self.is_scaled(optimizer))
+            verdict = self._monitor.judge(optimizer, self._scaling(scaler, optimizer))
             if verdict is not None:
                 self._state(scaler).verdicts.append((optimizer, verdict))
         return verdict
@@ -221,7 +231,7 @@ class Scaling:
     def _update_judged(self, scaler: GradScaler) -> None:
         judged: list[tuple[Optimizer, Verdict]] = []
         with self._messages.survives("check before an update of the loss scale"):
-            judged = self._state(scaler).verdicts or self._judge_skipped(scaler)
+            judged = [*self._state(scaler).verdicts, *self._judge_skipped(scaler)]
         self._states.pop(scaler, None)
         records = [verdict.record for _, verdict in judged]
         if not records or records[0].scale is None:
@@ -229,6 +239,7 @@ class Scaling:
             return
         before = records[0].scale
         if not self._observes and _is_no_overflow(records):
+            self._messages.once("scale stays", Level.WARNING, _SCALE_STAYS)
             # A number given to `update` is the new scale, and its count of good steps goes on.
             self._update(scaler, before)
             return
@@ -252,15 +263,21 @@ class Scaling:
     def _judge_skipped(self, scaler: GradScaler) -> list[tuple[Optimizer, Verdict]]:
         """Judge what the script skipped itself: an overflow after `unscale_`, and no step."""
         found = []
+        taken = [optimizer for optimizer, _ in self._state(scaler).verdicts]
         for optimizer in self._state(scaler).unscaled:
-            if not _found_inf(scaler, optimizer):
+            if _holds(taken, optimizer) or not _found_inf(scaler, optimizer):
                 continue
-            reading = self._monitor.window.read(optimizer, is_scaled=False)
+            reading = self._monitor.window.read(optimizer, self._scaling(scaler, optimizer))
             if reading is None or reading.grad_norm is None or reading.grad_norm < float("inf"):
                 # The gradients are gone already; that they were not finite is known.
-                reading = Reading(grad_norm=float("inf"), scale=scaler.get_scale())
+                losses = self._monitor.window.losses()
+                reading = Reading(grad_norm=float("inf"), scale=scaler.get_scale(), losses=losses)
             found.append((optimizer, self._monitor.judge_reading(optimizer, reading)))
         return found
+
+    def _scaling(self, scaler: GradScaler, optimizer: Optimizer) -> LossScaling:
+        is_unscaled = _holds(self._state(scaler).unscaled, optimizer)
+        return LossScaling(scaler=scaler, is_scaled=not is_unscaled)
 
     def _state(self, scaler: GradScaler) -> _State:
         state = self._states.get(scaler)

@@ -73,9 +73,10 @@ class RunningStatistics:
             if copies is None or not all(map(_is_finite, copies)):
                 num_lost += 1
                 continue
-            with torch.no_grad():
-                for buffer, copied in zip(held, copies, strict=True):
-                    buffer.copy_(copied)
+            for buffer, copied in zip(held, copies, strict=True):
+                # A forward pass may await its backward, which has saved these and does not read
+                # them: as `.data` they change without ending it.
+                buffer.data.copy_(copied)
             num_restored += 1
         return num_restored, num_lost
 

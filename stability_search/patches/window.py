@@ -1,5 +1,6 @@
 """What was seen since the last optimizer step, and its one transfer to the host."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,11 +38,26 @@ class ClippedNorm:
         parameters: Ids of the parameters it was measured over.
         norm: Unscaled L2 norm before clipping, 0-d.
         max_norm: Largest norm left; None where values were clipped.
+        is_unscaled: False if nobody knows, as with the gradients of a mixed window.
     """
 
     parameters: frozenset[int]
     norm: torch.Tensor
     max_norm: float | None
+    is_unscaled: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossScaling:
+    """The loss scaling of one optimizer.
+
+    Attributes:
+        scaler: Its scaler.
+        is_scaled: True if the gradients still carry the loss scale.
+    """
+
+    scaler: torch.amp.GradScaler
+    is_scaled: bool
 
 
 class Window:
@@ -50,14 +66,28 @@ class Window:
     Attributes:
         scaler: The scaler whose scaled loss went backward; None without loss scaling.
         aborted: Why a backward pass ended early; empty if none did.
+        is_in_backward: True during a backward pass, in which checkpointing starts further ones.
     """
 
     def __init__(self) -> None:
         self.scaler: torch.amp.GradScaler | None = None
         self.aborted = ""
+        self.is_in_backward = False
         self._losses: list[torch.Tensor] = []
         self._clipped: list[ClippedNorm] = []
+        self._scaled: list[weakref.ref[torch.Tensor]] = []
+        self._last: weakref.ref[torch.Tensor] | None = None
+        self._has_unscaled = False
         self._is_judged = False
+
+    @property
+    def is_mixed(self) -> bool:
+        """True if not all that went backward was scaled."""
+        return self.scaler is not None and self._has_unscaled
+
+    def losses(self) -> tuple[float, ...]:
+        """Bring the losses alone to the host: those of the window that is not judged yet."""
+        return () if self._is_judged or not self._losses else tuple(_to_host(self._losses))
 
     def add_loss(self, loss: object, scaler: torch.amp.GradScaler | None = None) -> None:
         """Note the unscaled loss of a backward pass; of anything but one number only that it ran.
@@ -71,14 +101,42 @@ class Window:
         self._clipped.clear()  # the gradients change
         if scaler is not None:
             self.scaler = scaler
-        elif self.scaler is not None:
+        elif any(scaled() is loss for scaled in self._scaled):
             return  # the same loss, scaled
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        else:
+            self._has_unscaled = True
+            if self.scaler is not None:
+                return  # it may be made of a scaled one
+        if not isinstance(loss, torch.Tensor):
+            return
+        self._last = weakref.ref(loss)
+        if loss.numel() != 1:
             return
         if len(self._losses) >= _MOST_LOSSES:
             self._losses = [torch.stack(self._losses).sum()]
         loss = loss.detach()
         self._losses.append(loss.reshape(()) if loss.dim() else loss)
+
+    def add_scaled(self, scaled: torch.Tensor) -> None:
+        """Remember what a scaler made of a loss, which goes backward in its place."""
+        self._scaled = [known for known in self._scaled if known() is not None]
+        self._scaled.append(weakref.ref(scaled))
+
+    def reaches(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Return True if the last loss is still there and depends on a parameter of this one."""
+        loss = None if self._last is None else self._last()
+        if loss is None or loss.grad_fn is None:
+            return False
+        wanted = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        waiting, seen = [loss.grad_fn], {loss.grad_fn}
+        while waiting:
+            node = waiting.pop()
+            if id(getattr(node, "variable", None)) in wanted:
+                return True
+            following = {n for n, _ in node.next_functions if n is not None} - seen
+            seen |= following
+            waiting += following
+        return False
 
     def add_clipped(self, clipped: ClippedNorm) -> None:
         """Note what clipping measured."""
@@ -91,15 +149,18 @@ class Window:
     def clear(self) -> None:
         """Start a window."""
         self.scaler, self.aborted, self._is_judged = None, "", False
+        self._last, self._has_unscaled = None, False
         self._losses.clear()
         self._clipped.clear()
 
-    def read(self, optimizer: torch.optim.Optimizer, *, is_scaled: bool) -> Reading | None:
+    def read(
+        self, optimizer: torch.optim.Optimizer, scaling: LossScaling | None
+    ) -> Reading | None:
         """Bring the window to the host, in one transfer.
 
         Args:
             optimizer: Its gradients are measured, unless clipping has done so.
-            is_scaled: True if they still carry the loss scale.
+            scaling: Its loss scaling; None without.
 
         Returns:
             None if there is nothing to judge: no gradient, and no backward pass that ended early.
@@ -110,15 +171,17 @@ class Window:
         if not parameters:
             if not self.aborted:
                 return None
-            return Reading(grad_norm=None, aborted=self.aborted, scale=_scale_of(self.scaler))
+            scale = None if scaling is None else scaling.scaler.get_scale()
+            return Reading(grad_norm=None, aborted=self.aborted, scale=scale)
         clipped = self._clipped_norm(parameters)
         norm = grad_norm(parameters) if clipped is None else clipped.norm
-        scale, num_good = _scale_tensors(self.scaler)
+        scales, num_good = _scale_tensors(None if scaling is None else scaling.scaler)
         losses = self._losses
-        numbers = _to_host([*losses, norm, *scale, *num_good])
+        numbers = _to_host([*losses, norm, *scales, *num_good])
         found = numbers[len(losses)]
-        value = numbers[len(losses) + 1] if scale else None
-        if is_scaled and clipped is None and value:
+        value = numbers[len(losses) + 1] if scales else None
+        is_unscaled = clipped is not None and clipped.is_unscaled
+        if scaling is not None and scaling.is_scaled and value and not is_unscaled:
             found /= value
         return Reading(
             losses=tuple(numbers[: len(losses)]),
@@ -179,7 +242,3 @@ def _scale_tensors(
     # The public getters would each wait for the device.
     scale, count = scaler._scale, scaler._growth_tracker  # noqa: SLF001 - see above
     return [] if scale is None else [scale], [] if count is None else [count]
-
-
-def _scale_of(scaler: torch.amp.GradScaler | None) -> float | None:
-    return None if scaler is None else scaler.get_scale()

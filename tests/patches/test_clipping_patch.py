@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.patches.conftest import Install
 from tests.patches.loops import INF, NAN, Scripted
@@ -117,3 +118,90 @@ def test_the_norm_in_the_messages_is_that_before_clipping(
 
     assert "grad_norm 8," in capsys.readouterr().err
     assert weight.item() == pytest.approx(-0.5)
+
+
+def scaled_and_not(scaled: nn.Parameter, plain: nn.Parameter, *, is_first: bool) -> Scripted:
+    """Send a scaled loss of 2 times one weight and a plain one of another backward."""
+    scripted = Scripted()
+    if is_first:
+        scripted.scaler.scale((scaled * 2).sum()).backward()
+    (plain * 8).sum().backward()
+    if not is_first:
+        scripted.scaler.scale((scaled * 2).sum()).backward()
+    return scripted
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_gradients_that_no_scaler_scaled_are_clipped_beside_scaled_ones(
+    patched: Install, capsys: Captured, *, is_first: bool
+) -> None:
+    patched(every_steps=1)
+    scaled, plain = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+    scaler = scaled_and_not(scaled, plain, is_first=is_first).scaler
+    optimizers = [torch.optim.SGD([weight], lr=0.5) for weight in (plain, scaled)]
+    assert nn.utils.clip_grad_norm_([plain], 1.0).item() == 8.0
+    optimizers[0].step()
+    scaler.step(optimizers[1])
+    scaler.update()
+
+    assert plain.item() == pytest.approx(-0.5)
+    assert scaled.item() == -1.0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "grad_norm" in line]
+    assert ["grad_norm 8," in lines[0], "grad_norm 2," in lines[1]] == [True, True]
+    assert ["loss scale" in line for line in lines] == [False, True]
+
+
+def test_a_scaled_norm_of_a_mixed_window_is_said_unscaled(
+    patched: Install, capsys: Captured
+) -> None:
+    patched(every_steps=1)
+    scaled, plain = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+    scaler = scaled_and_not(scaled, plain, is_first=True).scaler
+    nn.utils.clip_grad_norm_([scaled], 1.0)  # before `unscale_`, as PyTorch has it
+    scaler.step(torch.optim.SGD([scaled], lr=0.5))
+
+    assert scaled.item() == pytest.approx(-0.5 / 1024)
+    assert "grad_norm 2," in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_checkpointed_parts_belong_to_the_scaled_loss(patched: Install) -> None:
+    patched()
+    scripted = Scripted()
+    loss = checkpoint(lambda weight: weight.sum() * 0.5, scripted.weight, use_reentrant=True)
+    scripted.scaler.scale(loss * 1).backward()
+    nn.utils.clip_grad_norm_([scripted.weight], 1.0)
+    scripted.scaler.step(scripted.optimizer)
+
+    assert scripted.value == 1.0 - 0.5 * 0.125
+
+
+def test_an_overflow_of_what_was_not_clipped_is_seen(patched: Install) -> None:
+    patched()
+    clipped, other = weights(1.0, INF)
+    optimizer = torch.optim.SGD([other], lr=0.5)
+    nn.utils.clip_grad_norm_([clipped], 1.0)
+    optimizer.step()
+
+    assert other.item() == 0.0
+
+
+def test_an_overflow_after_clipping_is_seen(patched: Install) -> None:
+    patched()
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    weight.sum().backward()
+    nn.utils.clip_grad_norm_([weight], 1.0)
+    weight.sqrt().sum().backward()  # 0, with a gradient of Inf
+    optimizer.step()
+
+    assert weight.tolist() == [0.0, 0.0]
+
+
+def test_the_norm_of_clipping_before_unscaling_is_not_unscaled_again(
+    patched: Install, capsys: Captured
+) -> None:
+    patched(every_steps=1)
+    clip_before_unscaling(Scripted())
+
+    assert "grad_norm 0.7071," in capsys.readouterr().err

@@ -342,3 +342,20 @@ def test_lateness_leaves_torchs_own_modules_out() -> None:
     original = nn.utils.clip_grad.clip_grad_norm_
 
     assert lateness._bound_names({id(original): "clip_grad_norm_"}) == []  # noqa: SLF001 - its answer
+
+
+@pytest.mark.parametrize("on_alarm", ["end_epoch", "end_run"])
+def test_observing_ends_nothing(on_alarm: str, patched: Install, capsys: Captured) -> None:
+    patched(observe=True, alarms=alarms(bad_steps=1, on_alarm=on_alarm))
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    num_batches = 0
+    for _ in loader(4):
+        num_batches += 1
+        weight.grad = torch.tensor([INF])
+        optimizer.step()
+
+    assert num_batches == 4
+    text = capsys.readouterr().err
+    assert "number of bad steps" in text
+    assert "ends here" not in text

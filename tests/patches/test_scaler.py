@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from stability_search.patches import uninstall
+from stability_search.records import PROOF_STEPS
 from tests.patches.conftest import Install
 from tests.patches.loops import INF, NAN, Scripted
 
@@ -308,3 +309,119 @@ def test_unscaling_the_same_gradients_again_does_nothing(
 
     assert scripted.value == 1.0 - 0.125
     assert "scaler.unscale_ was called again on the same gradients" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_an_abandoned_overflow_of_one_of_two_optimizers_lowers_the_scale_once(
+    patched: Install, capsys: Captured, *, is_last: bool
+) -> None:
+    patched()
+    sound, overflowing = Scripted(init_scale=8.0), Scripted()
+    scaler = overflowing.scaler = sound.scaler
+    for factor in (INF, 1.0):
+        sound.backward(1.0)
+        overflowing.backward(factor)
+        for one in (sound, overflowing) if is_last else (overflowing, sound):
+            scaler.unscale_(one.optimizer)
+        if factor == INF:
+            sound.optimizer.zero_grad()
+            overflowing.optimizer.zero_grad()
+            continue
+        scaler.step(sound.optimizer)
+        scaler.step(overflowing.optimizer)
+        scaler.update()
+
+    assert scaler.get_scale() == 4.0
+    assert sound.value == overflowing.value == 1.0 - 0.125
+    assert capsys.readouterr().err.count("skipped, calibration") == 1
+
+
+def test_each_of_two_abandoned_overflows_is_judged(patched: Install, capsys: Captured) -> None:
+    patched()
+    pair = Scripted(init_scale=8.0), Scripted()
+    pair[1].scaler = pair[0].scaler
+    for one in pair:
+        one.backward(INF)
+    for one in pair:
+        one.scaler.unscale_(one.optimizer)
+    pair[0].backward()
+
+    assert pair[0].scaler.get_scale() == 4.0
+    assert capsys.readouterr().err.count("skipped, calibration") == 2
+
+
+def test_a_skip_that_leaves_the_scale_says_once_what_that_means_for_a_schedule(
+    patched: Install, capsys: Captured
+) -> None:
+    patched()
+    scripted = Scripted()
+    take_steps(scripted, INF)
+    assert "learning-rate schedule" not in capsys.readouterr().err
+    for _ in range(2):
+        scripted.optimizer.zero_grad()
+        scripted.backward(NAN, offset=NAN)
+        scripted.scaler.step(scripted.optimizer)
+        scripted.scaler.update()
+
+    assert capsys.readouterr().err.count("steps its learning-rate schedule") == 1
+
+
+def test_a_loaded_scale_above_the_limit_is_no_overflow(patched: Install, capsys: Captured) -> None:
+    patched(max_scale=8.0)
+    scripted = Scripted()
+    scripted.scaler.load_state_dict({**scripted.scaler.state_dict(), "scale": 64.0})
+
+    assert take_steps(scripted, 1.0) == [8.0]
+    text = capsys.readouterr().err
+    assert "INFO step 1: loss scale 64 -> 8, which is the limit that was set" in text
+    assert "overflow" not in text
+
+
+def test_a_scale_that_grew_has_to_prove_itself_again(patched: Install, capsys: Captured) -> None:
+    patched()
+    scripted = Scripted(init_scale=8.0, growth_interval=PROOF_STEPS)
+    scales = take_steps(scripted, *[1.0] * PROOF_STEPS, 1.0, INF)
+
+    assert scales[-3:] == [16, 16, 8]
+    assert "skipped, calibration" in capsys.readouterr().err
+
+
+def test_an_overflow_of_a_step_without_the_scaler_is_counted_once(
+    patched: Install, capsys: Captured
+) -> None:
+    patched()
+    scripted = Scripted(init_scale=8.0)
+    scripted.backward(INF)
+    scripted.scaler.unscale_(scripted.optimizer)
+    scripted.optimizer.step()
+    scripted.scaler.update()
+
+    assert (scripted.value, scripted.scaler.get_scale()) == (1.0, 4.0)
+    assert capsys.readouterr().err.count("skipped, calibration") == 1
+
+
+def test_an_overflow_that_the_script_skips_is_counted_beside_a_step(
+    patched: Install, capsys: Captured
+) -> None:
+    patched()
+    sound, overflowing = Scripted(init_scale=8.0), Scripted()
+    scaler = overflowing.scaler = sound.scaler
+    sound.backward(1.0)
+    overflowing.backward(INF)
+    scaler.unscale_(overflowing.optimizer)
+    scaler.step(sound.optimizer)
+    scaler.update()
+
+    assert scaler.get_scale() == 4.0
+    assert "(optimizer 2, SGD): skipped, calibration" in capsys.readouterr().err
+
+
+def test_a_scaled_loss_that_was_divided_is_not_taken_for_another(
+    patched: Install, capsys: Captured
+) -> None:
+    patched(every_steps=1)
+    scripted = Scripted()
+    (scripted.scaler.scale(scripted.weight.sum()) / 2).backward()
+    scripted.scaler.step(scripted.optimizer)
+
+    assert "loss 2, grad_norm 0.7071, loss scale 1024" in capsys.readouterr().err

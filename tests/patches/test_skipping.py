@@ -1,5 +1,8 @@
 """A step of NaN or Inf changes nothing, is labelled, and the run goes on."""
 
+import threading
+from collections.abc import Callable, Iterable
+
 import pytest
 import torch
 from torch import nn
@@ -227,3 +230,231 @@ def test_a_batch_is_blamed_once(patched: Install, capsys: Captured) -> None:
     text = capsys.readouterr().err
     labels = [line.split(": ")[1] for line in text.splitlines() if " skipped, " in line]
     assert labels == ["skipped, bad", "skipped, bad", "skipped, data", "skipped, bad"]
+
+
+def test_losses_of_a_generator_go_backward(patched: Install) -> None:
+    patched(observe=True)
+    weight = nn.Parameter(torch.ones(2))
+
+    torch.autograd.backward(loss for loss in (weight.sum(), weight.sum()))
+
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [2.0, 2.0]
+
+
+class Unasking(torch.optim.Optimizer):
+    """Counts its steps, and takes a gradient for granted."""
+
+    def __init__(self, parameters: Iterable[torch.Tensor], lr: float = 0.5) -> None:
+        super().__init__(parameters, {"lr": lr, "num_steps": 0})
+
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                group["num_steps"] += 1
+                assert group["params"][0].device.type == "cpu"
+                for parameter in group["params"]:
+                    parameter.add_(parameter.grad, alpha=-group["lr"])
+
+
+def test_an_optimizer_that_does_not_ask_for_gradients_survives_a_skip(patched: Install) -> None:
+    patched()
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = Unasking([weight])
+    for factor in (INF, 1.0):
+        optimizer.zero_grad()
+        (weight * factor).sum().backward()
+        optimizer.step()
+
+    assert weight.tolist() == [0.5, 0.5]
+    (group,) = optimizer.param_groups
+    assert (type(group["params"]), group["num_steps"]) == (list, 1)
+
+
+def test_a_gradient_made_during_a_skipped_step_stays(patched: Install) -> None:
+    patched()
+    weight = nn.Parameter(torch.ones(2))
+    fresh = torch.ones(2)
+    optimizer = Unasking([weight])
+
+    def closure() -> torch.Tensor:
+        weight.grad = torch.full((2,), INF)
+        return torch.ones(())
+
+    optimizer.register_step_post_hook(lambda *_: setattr(weight, "grad", fresh))
+    optimizer.step(closure)
+
+    assert weight.grad is fresh
+
+
+class Around(torch.optim.Optimizer):
+    """Lets another optimizer take its steps, as those that average weights do."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+        super().__init__([dict(group) for group in inner.param_groups], {})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self.inner.step(closure)
+
+
+def test_a_step_inside_a_step_is_counted_once(patched: Install, capsys: Captured) -> None:
+    patched(every_steps=1)
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = Around(Unasking([weight]))
+    for factor in (1.0, INF):
+        optimizer.zero_grad()
+        (weight * factor).sum().backward()
+        optimizer.step()
+
+    assert weight.tolist() == [0.5, 0.5]
+    text = capsys.readouterr().err
+    assert text.count("NaN/Inf skipped") == 2
+    assert "optimizer 2" not in text
+
+
+def test_after_a_step_that_raised_the_next_is_judged(patched: Install) -> None:
+    patched()
+    weight = nn.Parameter(torch.ones(2))
+    inner = torch.optim.SGD([weight], lr=0.5)
+    weight.grad = torch.ones(2)
+    outer = Around(inner)
+    outer.inner = None  # type: ignore[assignment]
+    with pytest.raises(AttributeError, match="step"):
+        outer.step()
+
+    weight.grad = torch.full((2,), INF)
+    inner.step()
+
+    assert weight.tolist() == [1.0, 1.0]
+
+
+def test_lbfgs_counts_no_evaluation_of_a_skipped_step(patched: Install) -> None:
+    patched()
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.LBFGS([weight], lr=0.5)
+
+    def closure(factor: float) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (weight.square() * factor).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(lambda: closure(1.0))
+    before = optimizer.state[weight]["func_evals"]
+    optimizer.step(lambda: closure(NAN))
+
+    assert optimizer.state[weight]["func_evals"] == before > 0
+
+
+def late_overflow() -> torch.Tensor:
+    """Take one L-BFGS step whose second evaluation has an infinite gradient."""
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.LBFGS([weight], lr=0.5, max_iter=3)
+    factors = iter((1.0, INF, 1.0, 1.0, 1.0))
+    losses = iter((5.0, 4.0, 3.0, 2.0, 1.0))
+
+    def closure() -> torch.Tensor:
+        weight.grad = weight.detach() * next(factors)
+        return torch.tensor(next(losses))
+
+    optimizer.step(closure)
+    return weight.detach()
+
+
+def test_observing_leaves_a_late_evaluation_alone(patched: Install) -> None:
+    plain = late_overflow()
+    patched(observe=True)
+    observed = late_overflow()
+    uninstall()
+    patched()
+
+    assert torch.equal(observed.nan_to_num(9.0), plain.nan_to_num(9.0))
+    assert bool(torch.isfinite(late_overflow()).all())
+
+
+def test_another_optimizers_loss_skips_no_sound_step(patched: Install) -> None:
+    patched()
+    pair = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([weight], lr=0.5) for weight in pair]
+    for _ in range(2):
+        for weight, optimizer in zip(pair, optimizers, strict=True):
+            optimizer.zero_grad()
+            weight.sum().backward()
+            optimizer.step()
+    optimizers[0].zero_grad()
+    first, second = (weight.sum() for weight in pair)
+    first.backward()
+    (second + NAN).backward()
+    optimizers[0].step()
+
+    assert pair[0].item() == -0.5  # the third step was taken too
+
+
+def test_of_several_optimizers_a_loss_skips_those_it_reaches(patched: Install) -> None:
+    patched()
+    pair = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([weight], lr=0.5) for weight in pair]
+    for factor in (0.0, NAN):
+        loss = (pair[0] + pair[1]).sum() + factor
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    assert [weight.item() for weight in pair] == [0.5, 0.5]
+
+
+def test_a_loss_of_another_thread_skips_no_step(patched: Install) -> None:
+    patched()
+    weight, other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    weight.sum().backward()
+    thread = threading.Thread(target=(other.sum() + NAN).backward)
+    thread.start()
+    thread.join()
+    optimizer.step()
+
+    assert weight.item() == 0.5
+
+
+def test_a_step_inside_that_of_other_parameters_is_judged(patched: Install) -> None:
+    patched()
+    outer, inner = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = Around(torch.optim.SGD([outer], lr=0.5))
+    optimizer.inner = torch.optim.SGD([inner], lr=0.5)
+    outer.grad, inner.grad = torch.ones(2), torch.full((2,), INF)
+    optimizer.step()
+
+    assert inner.tolist() == [1.0, 1.0]
+
+
+class Twice(torch.optim.Optimizer):
+    """Evaluates its closure twice, and fails where it was asked to."""
+
+    def step(self, closure: Callable[[], torch.Tensor]) -> None:  # type: ignore[override]
+        closure()
+        if not torch.isfinite(closure()):
+            raise ArithmeticError("no step")
+
+
+def test_a_closure_finds_every_parameter_and_so_does_who_comes_after_a_failure(
+    patched: Install,
+) -> None:
+    patched()
+    weight = nn.Parameter(torch.ones(2))
+    optimizer, found = Twice([weight], {}), []
+
+    def closure(factor: float) -> torch.Tensor:
+        found.append(len(list(optimizer.param_groups[0]["params"])))
+        weight.grad = torch.full((2,), factor)
+        return weight.grad.sum()
+
+    with pytest.raises(ArithmeticError, match="no step"):
+        optimizer.step(lambda: closure(INF))
+    optimizer.step(lambda: closure(1.0))
+
+    assert found == [1, 1, 1, 1]
