@@ -41,7 +41,7 @@ def _line(row: Row) -> str:
     metrics = ", ".join(f"{name} {value:.3g}" for name, value in row.metrics.items())
     return (
         f"| {row.name} | {row.num_steps} | {row.survived}/{row.num_seeds} | {learned} | {ended} "
-        f"| {100 * row.lost:.2g} % | {loss} | {metrics} |"
+        f"| {100 * row.lost:.3g} % | {loss} | {metrics} |"
     )
 
 
