@@ -22,8 +22,9 @@ class Tiny:
 
     `fine`, `raise`, `raise_nan` (an exception caused by a NaN), `kill` (the process dies),
     `hang`, `stop` (SIGSTOP), `nan_batch` (every 10th), `diverge` (a loss that only grows),
-    `needs_weights` (no loss where the weights are zero), `out_of_memory`, `dirty` (leaves
-    another backend flag behind), `end` (batches run out).
+    `nan_loss` (in training), `nan_probe` (in eval mode alone), `needs_weights` (no loss where the
+    weights are zero), `out_of_memory`, `dirty` (leaves another backend flag behind), `end`
+    (batches run out).
 
     Other ways to hang: `hang_in_c` (holding the interpreter's lock), `hang_deaf` (ignoring
     signals), `hang_loader` (for a data loader whose worker waits for a lock), `hang_unwatched`
@@ -87,6 +88,8 @@ class Tiny:
         if self.behaviour == "needs_weights" and not bool(output.std()):
             raise ArithmeticError("every output is the same")
         loss = (output - targets).square().mean()
+        if self.behaviour == ("nan_loss" if model.training else "nan_probe"):
+            return loss * math.nan
         if self.behaviour == "diverge" and model.training:
             return loss + 1e3 * self.num_fetched
         return loss

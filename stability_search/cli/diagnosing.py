@@ -1,5 +1,6 @@
 """The command `diagnose`: what breaks this training, and does it learn a handful by heart."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,22 +30,23 @@ def diagnose(
 ) -> Work:
     """Find what breaks a training: data, precision, attention, rate or BatchNorm.
 
-    The file's one configuration is diagnosed, or the first of `start_with`.
+    The file's one configuration is diagnosed, else the first of `start_with`, else defaults.
     Exit: 0 cause named or healthy, 3 fails for no cause found, 2 usage, 5 your code.
     With --overfit: 0 learned by heart, 3 not.
     """
 
     def work() -> int:
-        from stability_search import space as spaces
+        from stability_search.diagnose.session import load_space
         from stability_search.interruption import Signals
 
-        loaded = spaces.load(space, overrides or ())
+        loaded = load_space(space, overrides or ())
         message_sink().write(f"space file: {inert(short_path(loaded.path))}")
         signals = Signals()
         signals.install()
         try:
-            run = _run_overfit if overfit else _run_diagnosis
-            return run(loaded, output, signals)
+            if overfit:
+                return _run_overfit(loaded, output, signals)
+            return _run_diagnosis(loaded, overrides or (), output, signals)
         finally:
             signals.restore()
 
@@ -55,11 +57,13 @@ def _say(line: str) -> None:
     message_sink().write(inert(line))
 
 
-def _run_diagnosis(loaded: "Space", output: Path | None, signals: "Signals") -> int:
+def _run_diagnosis(
+    loaded: "Space", overrides: Sequence[str], output: Path | None, signals: "Signals"
+) -> int:
     from stability_search.diagnose.document import terminal_lines
     from stability_search.diagnose.session import diagnose as find
 
-    end = find(loaded, output=output, say=_say, check=signals.check)
+    end = find(loaded, output=output, overrides=overrides, say=_say, check=signals.check)
     print_data(*(inert(line) for line in terminal_lines(end.diagnosis)))
     print_data(f"report: {inert(short_path(end.directory / 'diagnosis.md'))}")
     return end.diagnosis.exit_code

@@ -27,6 +27,7 @@ MAX_LISTED = 12  # findings of one kind that are listed
 READ_S = 8.0  # seconds spent on reading training batches at most
 
 Source = Literal["training", "probe"]
+Faults = list[tuple["DefectKind", str]]
 
 
 class DefectKind(StrEnum):
@@ -128,20 +129,10 @@ class BatchSieve:
         self._limits = limits
         self._minus_inf = minus_inf
 
-    def faults(self, batch: Any) -> list[tuple[DefectKind, str]]:  # noqa: ANN401 - the task's own
+    def faults(self, batch: Any) -> Faults:  # noqa: ANN401 - the task's own
         """Return what is wrong with a batch on the CPU; empty if nothing is."""
-        found = []
-        for name, tensor in _named(batch):
-            text = _nonfinite(name, tensor, name in self._minus_inf)
-            if text:
-                found.append((DefectKind.NONFINITE, text))
-            largest, limit = _largest(tensor), self._limits.get(name)
-            if limit is not None and largest is not None and largest > limit:
-                text = f"{name or 'it'} reaches {largest:.3g}, over {OUTLIER_FACTOR:g} times the "
-                found.append((DefectKind.OUTLIER, f"{text}usual largest value"))
-        if isinstance(self._task, HasBatchCheck):
-            found += [(DefectKind.MISFIT, str(text)) for text in self._task.check_batch(batch)]
-        return found
+        broken = _broken(self._task, batch, self._minus_inf)
+        return [*broken, *_outliers(_largest(batch), self._limits)]
 
 
 def read_batches(
@@ -162,24 +153,26 @@ def read_batches(
     Returns:
         What was seen, and the sieve that finds such batches again.
     """
-    started, kept = clock(), []
-    for batch in stream:
-        kept.append(batch)
-        if len(kept) >= num_batches or clock() - started > READ_S:
-            break
-    probe = list(task.probe())
-    training = _Table(kept)
-    sieve = BatchSieve(task, training.limits(), training.minus_inf)
-    defects = _defects(sieve, "training", kept) + _defects(sieve, "probe", probe)
+    training, seen = _read_training(task, stream, num_batches, clock)
+    limits = training.limits()
+    sieve = BatchSieve(task, limits, training.minus_inf)
+    probe, probe_faults = _Table(), []
+    for batch in task.probe():
+        probe.add(batch)
+        probe_faults.append(sieve.faults(batch))
+    defects = _defects(
+        "training", [[*broken, *_outliers(largest, limits)] for broken, largest in seen]
+    )
+    defects += _defects("probe", probe_faults)
     counts = {
         kind.value: len({(d.source, d.batch_index) for d in defects if d.kind is kind})
         for kind in DefectKind
     }
     report = DataReport(
-        num_training_batches=len(kept),
-        num_probe_batches=len(probe),
+        num_training_batches=training.num_batches,
+        num_probe_batches=probe.num_batches,
         training=training.rows(),
-        probe=_Table(probe).rows(),
+        probe=probe.rows(),
         defects=tuple(
             defect
             for kind in DefectKind
@@ -190,6 +183,26 @@ def read_batches(
         unchecked=_unchecked(task, training),
     )
     return report, sieve
+
+
+def _read_training(
+    task: Task, stream: Iterable[Any], num_batches: int, clock: Callable[[], float]
+) -> tuple["_Table", list[tuple[Faults, dict[str, float]]]]:
+    """Return the sums over the batches, and of each its faults and largest values by tensor.
+
+    No batch is kept: some hundred of them may be more than memory holds. Which are outliers is
+    known only once all were seen, and their largest values are all that takes.
+    """
+    table, seen, spent_s = _Table(), [], 0.0
+    batches, started = iter(stream), clock()
+    for batch in batches:
+        spent_s += clock() - started
+        table.add(batch)
+        seen.append((_broken(task, batch, table.minus_inf), _largest(batch)))
+        if len(seen) >= num_batches or spent_s > READ_S:
+            break
+        started = clock()
+    return table, seen
 
 
 def range_hints(row: FieldStatistics) -> list[str]:
@@ -217,11 +230,11 @@ def range_hints(row: FieldStatistics) -> list[str]:
     return [f"{row.name or 'the batch'}: {', '.join(odd)}. If it is an input, normalise it."]
 
 
-def _defects(sieve: BatchSieve, source: Source, batches: Sequence[Any]) -> list[Defect]:
+def _defects(source: Source, faults: Sequence[Faults]) -> list[Defect]:
     return [
         Defect(kind=kind, source=source, batch_index=index, text=text)
-        for index, batch in enumerate(batches)
-        for kind, text in sieve.faults(batch)
+        for index, of_batch in enumerate(faults)
+        for kind, text in of_batch
     ]
 
 
@@ -244,12 +257,16 @@ def _unchecked(task: Task, training: "_Table") -> tuple[str, ...]:
 class _Table:
     """Sums over batches, a row per tensor."""
 
-    def __init__(self, batches: Sequence[Any]) -> None:
-        self.num_batches = len(batches)
+    def __init__(self) -> None:
+        self.num_batches = 0
         self._columns: dict[str, _Column] = {}
-        for batch in batches:
-            for name, tensor in _named(batch):
-                self._columns.setdefault(name, _Column(tensor)).add(tensor)
+
+    def add(self, batch: Any) -> None:  # noqa: ANN401 - the task's own
+        self.num_batches += 1
+        for name, tensor in _named(batch):
+            if name not in self._columns:
+                self._columns[name] = _Column(tensor)
+            self._columns[name].add(tensor)
 
     @property
     def minus_inf(self) -> frozenset[str]:
@@ -280,7 +297,7 @@ class _Column:
         self._is_ragged = False
         self._low, self._high = math.inf, -math.inf
         self._count, self._num_nan, self._num_inf = 0, 0, 0
-        self._sum, self._squares = 0.0, 0.0
+        self._mean, self._squares = 0.0, 0.0
 
     def add(self, tensor: torch.Tensor) -> None:
         self._is_ragged |= tuple(tensor.shape)[1:] != self.shape[1:]
@@ -292,14 +309,19 @@ class _Column:
             return
         self._low = min(self._low, float(finite.min()))
         self._high = max(self._high, float(finite.max()))
-        self._count += finite.numel()
-        self._sum += float(finite.sum())
-        self._squares += float(finite.square().sum())
+        # Around the mean so far (Chan et al. 1979): a sum of squares cancels where it is large.
+        before, num_new = self._count, finite.numel()
+        self._count += num_new
+        centre = float(finite.mean())
+        shift = centre - self._mean
+        self._squares += float((finite - centre).square().sum())
+        self._squares += shift * shift * before * num_new / self._count
+        self._mean += shift * num_new / self._count
         self.largest.append(float(finite.abs().max()))
 
     def row(self, name: str) -> FieldStatistics:
-        mean = self._sum / self._count if self._count else math.nan
-        variance = self._squares / self._count - mean * mean if self._count else math.nan
+        mean = self._mean if self._count else math.nan
+        variance = self._squares / self._count if self._count else math.nan
         return FieldStatistics(
             name=name,
             dtype=self.dtype,
@@ -309,7 +331,7 @@ class _Column:
             low=finite_or_none(self._low),
             high=finite_or_none(self._high),
             mean=finite_or_none(mean),
-            std=None if not math.isfinite(variance) else math.sqrt(max(0.0, variance)),
+            std=math.sqrt(variance) if math.isfinite(variance) else None,
             num_nan=self._num_nan,
             num_inf=self._num_inf,
         )
@@ -324,10 +346,37 @@ def _values(tensor: torch.Tensor) -> torch.Tensor:
     return plain.detach().to("cpu", torch.float64)
 
 
-def _largest(tensor: torch.Tensor) -> float | None:
-    values = _values(tensor)
-    finite = values[torch.isfinite(values)]
-    return float(finite.abs().max()) if finite.numel() else None
+def _broken(task: Task, batch: Any, minus_inf: frozenset[str]) -> Faults:  # noqa: ANN401
+    """Return what is wrong with a batch, whatever the others look like."""
+    found: Faults = []
+    for name, tensor in _named(batch):
+        text = _nonfinite(name, tensor, name in minus_inf)
+        if text:
+            found.append((DefectKind.NONFINITE, text))
+    if isinstance(task, HasBatchCheck):
+        found += [(DefectKind.MISFIT, str(text)) for text in task.check_batch(batch)]
+    return found
+
+
+def _outliers(largest: Mapping[str, float], limits: Mapping[str, float]) -> Faults:
+    """Return what is far larger in a batch than in the others."""
+    usual = f"over {OUTLIER_FACTOR:g} times the usual largest value"
+    return [
+        (DefectKind.OUTLIER, f"{name or 'it'} reaches {value:.3g}, {usual}")
+        for name, value in largest.items()
+        if name in limits and value > limits[name]
+    ]
+
+
+def _largest(batch: Any) -> dict[str, float]:  # noqa: ANN401 - the task's own
+    """Return the largest finite absolute value of each tensor that has one."""
+    found = {}
+    for name, tensor in _named(batch):
+        values = _values(tensor)
+        finite = values[torch.isfinite(values)]
+        if finite.numel():
+            found[name] = float(finite.abs().max())
+    return found
 
 
 def _has_minus_inf(tensor: torch.Tensor) -> bool:

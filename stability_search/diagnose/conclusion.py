@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stability_search.diagnose.batch_statistics import DataReport
+from stability_search.diagnose.batch_statistics import DataReport, DefectKind
 from stability_search.diagnose.ends import TrialEnd
 from stability_search.diagnose.ladder import Ladder, RungResult
 from stability_search.diagnose.rungs import RATES, RungName
-from stability_search.diagnose.verdict import Cause, Evidence
+from stability_search.diagnose.verdict import Cause, Evidence, blames_code
 from stability_search.records import Json
 
 _NEEDED_FOR = {  # rungs that decide nothing when they hold, but are worth knowing of
@@ -87,9 +87,7 @@ def first_seen(failing: Sequence[TrialEnd]) -> str:
     end = next((end for end in failing if end.phase is not None), None)
     if end is None:
         return ""
-    place = _NO_MODULE.get(end.phase or "", "the loss")
-    if end.module is not None:
-        place = end.module or "the model itself"
+    place = _place_words(end.module, end.phase)
     text = f"NaN or Inf was first seen in {place}, {end.phase} pass of step {end.failed_at}"
     if end.phase in {"loss", "update"}:
         text = f"NaN or Inf was first seen in {place} ({end.phase}) at step {end.failed_at}"
@@ -129,7 +127,36 @@ def _headline(  # noqa: PLR0911 - a sentence per cause
             seeds = f"{num_held} of {len(evidence.as_given)} seeds"
             return f"Healthy: {seeds} held {steps} steps; nothing is blamed."
         case _:
-            return f"Not found: it {fails}, and nothing on the ladder cures it."
+            return _not_found(evidence, fails)
+
+
+def _not_found(evidence: Evidence, fails: str) -> str:
+    ends = evidence.as_given
+    if blames_code(evidence):
+        num_broken = sum(end.num_reference_steps for end in ends)
+        place = next((end.reference_place for end in ends if end.reference_place), None)
+        where = "" if place is None else f" (first seen in {_place_words(*place)})"
+        return (
+            f"Not found: {num_broken} of {sum(end.num_steps for end in ends)} steps were "
+            "non-finite (NaN or Inf) with finite batches, for the untrained model in fp32 too: "
+            f"look at the task's loss and model{where}, not at the data or a setting."
+        )
+    if not evidence.failing:
+        broken = [end for end in ends if end.is_probe_broken]
+        since = "before the first step already"
+        since = "at the end" if any(end.first_probe is not None for end in broken) else since
+        return (
+            f"Not found: training is finite, but on {len(broken)} of {len(ends)} seeds the probe "
+            f"loss is NaN or Inf, {since}: look at what model and loss do in eval mode (running "
+            "statistics, a branch on `training`) and at the held-out batches."
+        )
+    return f"Not found: it {fails}, and nothing on the ladder cures it."
+
+
+def _place_words(module: str | None, phase: str | None) -> str:
+    if module is not None:
+        return module or "the model itself"
+    return _NO_MODULE.get(phase or "", "the loss")
 
 
 def _fp32_words(ladder: Ladder, fails: str) -> str:
@@ -146,6 +173,8 @@ def _data_headline(ladder: Ladder, decided_by: RungName | None) -> str:
         sum(values)
         for values in zip(*((end.num_steps, end.num_data_steps) for end in ends), strict=True)
     )
+    if _is_probe_alone(ladder.evidence):
+        return "The data: a probe batch holds NaN or Inf (see the data); training is finite."
     if not num_data:
         return "The data: some samples cannot be learned from; nothing else fails."
     reason = next(end.data_reason for end in ends if end.data_reason)
@@ -153,6 +182,13 @@ def _data_headline(ladder: Ladder, decided_by: RungName | None) -> str:
     batches = next((end.data_batches for end in ends if end.data_batches), ())
     listed = ", ".join(map(str, batches))
     return f"{text}, with the first seed at micro-batch {listed}." if listed else f"{text}."
+
+
+def _is_probe_alone(evidence: Evidence) -> bool:
+    """Say whether the held-out batches alone are at fault."""
+    has_bad_steps = any(end.num_data_steps for end in evidence.as_given)
+    is_misfit = evidence.data.has(DefectKind.MISFIT)
+    return evidence.has_broken_probe and not (has_bad_steps or is_misfit or evidence.failing)
 
 
 def _sureness(evidence: Evidence, decided_by: RungName | None, remedy: RungResult | None) -> str:
@@ -183,7 +219,9 @@ def _also_helped(ladder: Ladder, told: set[RungName | None]) -> tuple[str, ...]:
 def _notes(ladder: Ladder, cause: Cause) -> list[str]:
     evidence = ladder.evidence
     notes = list(ladder.notes)
-    if cause in _UNTRIED:
+    if cause is Cause.DATA and _is_probe_alone(evidence):
+        notes.append("Mend or leave out these probe batches: nothing can be judged by them.")
+    elif cause in _UNTRIED:
         notes.append(_UNTRIED[cause])
     if cause is Cause.MIXED_PRECISION and ladder.data.hints:
         notes.append(
@@ -191,7 +229,7 @@ def _notes(ladder: Ladder, cause: Cause) -> list[str]:
             "and deviation 1."
         )
     num_data = sum(end.num_data_steps for end in evidence.as_given)
-    if num_data and cause is not Cause.DATA:
+    if num_data and cause is not Cause.DATA and not blames_code(evidence):
         notes.append(f"Besides, {num_data} steps broke for their batch alone: see the data below.")
     notes += [f"One seed ended in the task: {end.error}" for end in evidence.as_given if end.error]
     late = [end for end in evidence.as_given if end.has_timed_out]
@@ -204,7 +242,8 @@ def _notes(ladder: Ladder, cause: Cause) -> list[str]:
     if cause is Cause.HEALTHY and slow and not ladder.notes:
         notes.append(
             "It does not break, but learned nothing beyond a constant prediction within these "
-            "steps: train longer (trial.steps), or raise the rate."
+            "steps: train longer (trial.steps), raise the rate, or ask whether the targets can be "
+            "told from the inputs at all."
         )
     if cause is Cause.HEALTHY:
         notes.append("It says nothing of later steps: raise trial.steps to look further.")

@@ -26,6 +26,7 @@ class Diagnosis:
         device: `cpu` or `cuda`.
         created: When it began: UTC, ISO 8601.
         settings: The configuration as given.
+        configuration: The same in one line, with where it was taken from.
         task_args: The rest of the task's arguments.
         verdict: The cause and what to do.
         command: How to diagnose again with the remedy; empty where there is none.
@@ -38,6 +39,7 @@ class Diagnosis:
     device: str
     created: str
     settings: Mapping[str, Json]
+    configuration: str = ""
     task_args: Mapping[str, Json] = field(default_factory=dict)
     verdict: Verdict
     command: str = ""
@@ -60,6 +62,7 @@ def as_json(diagnosis: Diagnosis) -> str:
         "device": diagnosis.device,
         "created": diagnosis.created,
         "settings": dict(diagnosis.settings),
+        "configuration": diagnosis.configuration,
         "task_args": dict(diagnosis.task_args),
         "verdict": asdict(diagnosis.verdict),
         "command": diagnosis.command,
@@ -178,6 +181,7 @@ def as_markdown(diagnosis: Diagnosis) -> str:
     _, *rest = verdict_lines(diagnosis)
     lines = [f"# Diagnosis of {inert(diagnosis.name)}: {inert(diagnosis.verdict.cause.value)}", ""]
     lines += [f"- {inert(line)}" for line in rest if not line.startswith("next: ")]
+    lines += [f"- {inert(diagnosis.configuration)}"] if diagnosis.configuration else []
     if diagnosis.command:
         lines += ["", "```", diagnosis.command.replace("```", "'''"), "```"]
     ladder = diagnosis.ladder

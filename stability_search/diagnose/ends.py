@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from stability_search.diagnose.task_code import place_in_text
 from stability_search.records import Outcome, StepLabel, StepRecord, TrialSummary, finite_or_none
 from stability_search.scoring import probe_levels
 from stability_search.settings import TrialConfig, TrialConstants
@@ -16,6 +17,7 @@ from stability_search.trial import Faults, Progress, run_trial
 from stability_search.yardstick import probe_steps
 
 MOST_OVERFLOWS = 0.02  # of the judged steps: twice that halves factor A of the score twice
+REFERENCE_FAULT = "the initial fp32 model"  # so begins the reason where only that was asked
 MAX_DATA_BATCHES = 8  # indices of bad batches that are kept
 
 _OUTCOMES = {
@@ -45,6 +47,10 @@ class TrialEnd:
         num_data_steps: Steps whose batch was at fault.
         data_batches: Index of the first such micro-batches.
         data_reason: What was wrong with the first of them; empty if there was none.
+        num_reference_steps: Those of them whose batches are finite: they count as at fault only
+            because the untrained model in fp32 fails on them, too.
+        reference_place: Module (`` for the model itself) and phase in which the first of these
+            was first seen to be NaN or Inf; None if that is not known.
         first_probe: Probe loss of the untrained model; None if not finite or not read.
         last_level: Probe loss at the end, the median of the last three readings; None if it is
             not finite or the trial did not get there.
@@ -52,7 +58,7 @@ class TrialEnd:
         has_timed_out: True where the wall-clock limit ended it.
         error: What the task raised; empty if it did not.
         error_type: Exception type of it; empty likewise.
-        error_place: `file:line` that raised it; empty likewise.
+        error_place: `file:line` that raised it, of the task where one is; empty likewise.
         wall_s: Seconds it took.
     """
 
@@ -69,6 +75,8 @@ class TrialEnd:
     num_data_steps: int = 0
     data_batches: tuple[int, ...] = ()
     data_reason: str = ""
+    num_reference_steps: int = 0
+    reference_place: tuple[str | None, str | None] | None = None
     first_probe: float | None = None
     last_level: float | None = None
     attention_max: float | None = None
@@ -82,6 +90,12 @@ class TrialEnd:
     def has_failed(self) -> bool:
         """True if something broke."""
         return bool(self.failure)
+
+    @property
+    def is_probe_broken(self) -> bool:
+        """True if training held to the end, and the probe is NaN or Inf all the same."""
+        is_held = not (self.has_failed or self.error or self.has_timed_out)
+        return is_held and self.last_level is None
 
     def is_stuck(self, no_progress: float | None) -> bool:
         """Say whether nothing broke, and nothing was learned either.
@@ -198,6 +212,7 @@ class _Watch:
     def end(self, config: TrialConfig, summary: TrialSummary | None) -> TrialEnd:
         broken, failure = self._failure(summary)
         batches = [r.batch_index for r in self._data if r.batch_index is not None]
+        reference = [r for r in self._data if r.reason.startswith(REFERENCE_FAULT)]
         found = TrialEnd(
             seed=config.seed,
             num_planned_steps=config.num_planned_steps,
@@ -211,6 +226,8 @@ class _Watch:
             num_data_steps=len(self._data),
             data_batches=tuple(batches[:MAX_DATA_BATCHES]),
             data_reason=self._data[0].reason if self._data else "",
+            num_reference_steps=len(reference),
+            reference_place=_place(reference[0]) if reference else None,
             attention_max=self._attention_max,
             wall_s=self._seconds,
         )
@@ -231,6 +248,12 @@ class _Watch:
         return None, ""
 
 
+def _place(record: StepRecord) -> tuple[str | None, str | None] | None:
+    if record.first_nonfinite_phase is None:
+        return None
+    return record.first_nonfinite_module, record.first_nonfinite_phase
+
+
 def is_overflow(record: StepRecord) -> bool:
     """Say whether a bad step is one that lowering the loss scale answers."""
     return record.scale is not None and record.is_loss_finite and not record.is_grad_finite
@@ -248,7 +271,7 @@ def _with_summary(end: TrialEnd, summary: TrialSummary) -> TrialEnd:
         has_timed_out=summary.outcome is Outcome.TIMED_OUT,
         error=summary.reason if is_error else "",
         error_type=summary.error_type,
-        error_place=summary.error_place,
+        error_place=place_in_text(summary.error_text) or summary.error_place,
         wall_s=summary.wall_s,
     )
 

@@ -152,8 +152,8 @@ class Ladder:
         """
         self._run_as_given()
         if is_mostly_data(self.evidence):
-            return Cause.DATA, None
-        if not self.evidence.failing:
+            return decide(self.evidence)
+        if not (self.evidence.failing or self.evidence.has_broken_probe):
             self._look_for_progress()
         if not self.evidence.failing:
             return decide(self.evidence)
@@ -230,7 +230,7 @@ class Ladder:
             self.config = all_rungs.longer(self.config, PATIENCE)
             del self.results[RungName.LONGER]
             self.results[RungName.AS_GIVEN].ends = [end]
-        elif self.is_stuck(end):
+        elif not self.evidence.has_learned(end):  # as clearly as a cure must: noise falls, too
             self.is_soft = True
         else:
             self.notes.append(

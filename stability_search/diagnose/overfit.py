@@ -1,14 +1,15 @@
 """The overfit test: a handful of samples must be learned by heart before the long run begins.
 
 One window of micro-batches is drawn once and repeated. Every few steps the model is judged on
-those very samples, in eval mode: error rates must reach 0, accuracies 1. Where there is neither,
+those very samples, in eval mode: error rates must reach 0, accuracies 1 (of the unit [0, 1]; one
+that ever exceeds 1 is in per cent and must reach 100). Where there is neither,
 the loss must fall to a tenth. Since BatchNorm behaves otherwise in training, what the model makes
 of the samples with the batches' own statistics is measured too.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stability_search.assembly import build_engine, training_stream
+from stability_search.diagnose.ends import REFERENCE_FAULT
 from stability_search.engine import GuardedEngine
 from stability_search.probe import probe_loss, read_metrics, read_probe
 from stability_search.records import StepLabel, StepRecord
@@ -29,7 +31,9 @@ STEPS_FACTOR = 5  # times the steps of a trial: learning by heart takes longer t
 MIN_STEPS = 500
 READINGS = 50  # of the samples, over the whole test
 LOSS_SHARE = 0.1  # of the loss without progress, where a task measures nothing else
+PER_CENT = 100.0
 _SLACK = 1e-9
+_ABOVE_SHARE = 1.0 + 1e-6  # no share is as large, rounding in fp32 included
 _SLOW_RATE = 1e-4  # below it, a slow course most likely needs a higher rate
 
 Say = Callable[[str], None]
@@ -151,6 +155,7 @@ class _Test:
         self.config = config
         self.task: Task = load_task(config.task, config.task_args)
         self.notes: list[str] = []
+        self._per_cent: set[str] = set()
         self._say = say
         self._check = check
 
@@ -187,6 +192,7 @@ class _Test:
             if step % (10 * every) == 0:
                 words = ", ".join(f"{name} {_short(value)}" for name, value in readings.items())
                 self._say(f"step {step}: {words}")
+            goals = self._in_their_unit(goals)
             if all(goal.is_met(readings.get(goal.name)) for goal in goals):
                 break
         return self._result(engine, window, goals, first, readings, broken)
@@ -204,6 +210,7 @@ class _Test:
         as_trained: dict[str, float | None] = {}
         if not has_passed and broken is None and _has_batch_norm(engine.model):
             as_trained = self._read(engine, window, with_batch_statistics=True)
+            goals = self._in_their_unit(goals)
         reason, advice = "", tuple[str, ...]()
         if not has_passed:
             is_fit = bool(as_trained) and all(g.is_met(as_trained.get(g.name)) for g in goals)
@@ -236,6 +243,8 @@ class _Test:
                 broken.first_nonfinite_module
             )
             reason = f"step {broken.step} was {broken.label.value}: {broken.reason}{where}"
+            if broken.label is StepLabel.DATA and broken.reason.startswith(REFERENCE_FAULT):
+                return reason, ("look at the task's loss and model: the samples are finite",)
             if broken.label is StepLabel.DATA:
                 return reason, ("mend these samples: the batch itself is at fault",)
             return reason, (
@@ -269,7 +278,7 @@ class _Test:
         """Measure loss and metrics on the very samples, in eval mode."""
         if not with_batch_statistics:
             loss = mean_or_none(read_probe(engine, self.task, window))
-            return {"loss": loss, **read_metrics(engine, self.task, window)}
+            return {"loss": loss, **self._metrics(engine, window)}
         losses: list[float | None] = []
         rows: list[Mapping[str, float]] = []
 
@@ -284,9 +293,41 @@ class _Test:
                     rows.append(self.task.metrics(model, batch))
 
         engine.measure(read)
+        self._note_per_cent(rows)
         names = rows[0] if rows else {}
         metrics = {name: mean_or_none([row.get(name) for row in rows]) for name in names}
         return {"loss": mean_or_none(losses), **metrics}
+
+    def _metrics(self, engine: GuardedEngine, window: list[Any]) -> dict[str, float | None]:
+        """Return the means of the metrics, and note which accuracies are in per cent.
+
+        Each batch is looked at by itself: a mean of per cents may be 1, as a share may be.
+        """
+        rows = [read_metrics(engine, self.task, [batch]) for batch in window]
+        self._note_per_cent(rows)
+        return {name: mean_or_none([row.get(name) for row in rows]) for name in rows[0]}
+
+    def _note_per_cent(self, rows: Sequence[Mapping[str, float | None]]) -> None:
+        self._per_cent |= {
+            name
+            for row in rows
+            for name, value in row.items()
+            if name.endswith("accuracy") and value is not None and value > _ABOVE_SHARE
+        }
+
+    def _in_their_unit(self, goals: list[Goal]) -> list[Goal]:
+        """Return the goals, those of accuracies in per cent raised to 100."""
+        found = [
+            replace(goal, limit=PER_CENT) if goal.name in self._per_cent else goal
+            for goal in goals
+        ]
+        self.notes += [
+            f"`{now.name}` was above 1, so it is in per cent, and its goal is {now.limit:g}. "
+            "Measure it from 0 to 1: a reading of 1 per cent cannot be told from all of them."
+            for was, now in zip(goals, found, strict=True)
+            if was != now
+        ]
+        return found
 
     def _goals(self, first: Mapping[str, float | None]) -> list[Goal]:
         goals = [
@@ -300,7 +341,7 @@ class _Test:
             if name.endswith("accuracy")
         ]
         if goals:
-            return goals
+            return self._in_their_unit(goals)
         self.notes.append(
             "The task measures neither an error rate nor an accuracy: the loss is judged. Give it "
             "`metrics` with a name that ends in `error_rate` or `accuracy` for a sharper test."

@@ -47,6 +47,7 @@ def diagnose(
     space: Space,
     *,
     output: Path | None = None,
+    overrides: Sequence[str] = (),
     say: Say = lambda _: None,
     check: Check = lambda: None,
 ) -> Finished:
@@ -56,6 +57,8 @@ def diagnose(
         space: Its file's one configuration is diagnosed, or the first of `start_with`.
         output: Directory for `diagnosis.md` and `diagnosis.json`; made if missing, else it must
             be empty. None takes `reports/<name>-diagnosis-<UTC time>/`.
+        overrides: `key=value` of each `--set` that the space was loaded with; the command that
+            diagnoses again repeats them.
         say: Takes a line per rung.
         check: Called between steps; a `StabilitySearchError` from it ends the diagnosis, and
             what is known so far is written.
@@ -70,7 +73,9 @@ def diagnose(
     """
     now = datetime.now(UTC)
     directory = open_directory(output, f"{space.study.name}-diagnosis", now)
-    session = _Session(space, created=f"{now:%Y-%m-%dT%H:%M:%SZ}", say=say, check=check)
+    session = _Session(
+        space, overrides=overrides, created=f"{now:%Y-%m-%dT%H:%M:%SZ}", say=say, check=check
+    )
     try:
         verdict = session.find()
     except UsageError:
@@ -111,6 +116,7 @@ def overfit_test(
     directory = open_directory(output, f"{space.study.name}-overfit", datetime.now(UTC))
     try:
         config = config_of_today(space, seed=diagnosis_seeds(space)[0])
+        say(configuration_line(space))
         with task_code("training"):
             result = overfit(config, say=say, check=check)
     except StabilitySearchError:
@@ -123,9 +129,12 @@ def overfit_test(
 class _Session:
     """The parts of one diagnosis."""
 
-    def __init__(self, space: Space, *, created: str, say: Say, check: Check) -> None:
+    def __init__(
+        self, space: Space, *, overrides: Sequence[str], created: str, say: Say, check: Check
+    ) -> None:
         self.ladder: Ladder | None = None
         self._space = space
+        self._overrides = tuple(overrides)
         self._created = created
         self._say = say
         self._check = check
@@ -138,6 +147,7 @@ class _Session:
             f"diagnosing {self._space.study.name} on {config.device}: "
             f"trials of {config.num_planned_steps} steps"
         )
+        self._say(configuration_line(self._space))
         self.ladder = open_ladder(config, seeds=seeds, say=self._say, check=self._check)
         return climb(self.ladder)
 
@@ -150,9 +160,10 @@ class _Session:
             device=device_of(space),
             created=self._created,
             settings=space.today_settings(),
+            configuration=configuration_line(space),
             task_args=space.task_args,
             verdict=verdict,
-            command=command_with(space, verdict.changes) if is_helpful else "",
+            command=command_with(space, verdict.changes, self._overrides) if is_helpful else "",
             ladder=self.ladder,
             wall_s=time.monotonic() - self._started,
         )
@@ -222,16 +233,69 @@ def device_of(space: Space) -> Literal["cpu", "cuda"]:
     return "cuda" if has_gpu and asked != 0 else "cpu"
 
 
-def command_with(space: Space, changes: Mapping[str, Json]) -> str:
-    """Return the command that diagnoses again with changed settings; empty if none can."""
+def load_space(
+    name_or_path: str | Path, overrides: Sequence[str] = (), *, folder: Path | None = None
+) -> Space:
+    """Load a space to be diagnosed: `confirm.steps` follows `trial.steps`, for nobody confirms.
+
+    Args:
+        name_or_path: As in `space.load`.
+        overrides: `key=value` of each `--set`, in order.
+        folder: As in `space.load`.
+
+    Raises:
+        SpaceError: As in `space.load`.
+    """
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    if "trial.steps" in keys and not any(key.partition(".")[0] == "confirm" for key in keys):
+        steps = overrides[len(keys) - 1 - keys[::-1].index("trial.steps")].partition("=")[2]
+        others = [one for one, key in zip(overrides, keys, strict=True) if key != "trial.steps"]
+        try:
+            least = spaces.load(name_or_path, others, folder=folder).study.confirm.steps
+            if int(steps) > least:
+                overrides = (*overrides, f"confirm.steps={int(steps)}")
+        except (UsageError, ValueError):  # said below, with every other problem
+            pass
+    return spaces.load(name_or_path, overrides, folder=folder)
+
+
+def configuration_line(space: Space) -> str:
+    """Say which configuration is diagnosed, and where it was taken from."""
+    today = space.today_settings()
+    words = " ".join(
+        f"{name}={yaml_value(value)}" for name, value in today.items() if value is not None
+    )
+    source = "the file's one"
+    if space.has_space:
+        source = "defaults and middles of the ranges: no start_with"
+        if space.start_with:
+            source = "the first of start_with"
+            missing = [
+                parameter.name
+                for parameter in space.parameters
+                if parameter.name not in space.start_with[0] and today[parameter.name] is not None
+            ]
+            if missing:
+                source += f"; default or middle of the range: {', '.join(missing)}"
+    return f"configuration: {words} ({source})"
+
+
+def command_with(space: Space, changes: Mapping[str, Json], given: Sequence[str] = ()) -> str:
+    """Return the command that diagnoses again with changed settings; empty if none can.
+
+    Args:
+        space: What was diagnosed.
+        changes: Settings and their new values.
+        given: `key=value` of each `--set` that it was loaded with; they come first.
+    """
     single = [f"{_key_of(space, name)}={yaml_value(value)}" for name, value in changes.items()]
     for overrides in (single, _whole_start(space, changes)):
         try:
-            spaces.load(space.path, overrides, folder=space.folder)
+            load_space(space.path, [*given, *overrides], folder=space.folder)
         except UsageError:
             continue
         words = ["stability-search", "diagnose", "--space", short_name(space)]
-        for override in overrides:
+        for override in (*given, *overrides):
             words += ["--set", override]
         return shlex.join(words)
     return ""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from stability_search.diagnose.batch_statistics import DataReport, DefectKind
+from stability_search.diagnose.batch_statistics import DataReport, DefectKind, Source
 from stability_search.diagnose.ends import TrialEnd
 from stability_search.diagnose.rungs import RATES, SMALL_BATCH, RungName
 
@@ -60,6 +60,11 @@ class Evidence:
         """Trials that failed as given; where nothing broke but nothing was learned, all."""
         return [end for end in self.as_given if self.is_soft or end.has_failed]
 
+    @property
+    def has_broken_probe(self) -> bool:
+        """True if a training held as given while its probe is NaN or Inf."""
+        return any(end.is_probe_broken for end in self.as_given)
+
     def has_learned(self, end: TrialEnd) -> bool:
         """Say whether a trial held and ended clearly below the loss without progress."""
         level = self.no_progress.get(end.seed)
@@ -105,9 +110,9 @@ def decide(evidence: Evidence) -> tuple[Cause, RungName | None]:
         The cause, and the rung that decided it; None where none did.
     """
     if is_mostly_data(evidence):
-        return Cause.DATA, None
+        return _data_or_code(evidence), None
     if not evidence.failing:
-        return (Cause.DATA if _has_bad_data(evidence) else Cause.HEALTHY), None
+        return _nothing_fails(evidence), None
     rules = [_left_out, _precision, _attention, _rate, _batch_norm]
     if evidence.is_soft:  # what learns nothing is slow or fast before a part of it is to blame
         rules = [_precision, _rate, _batch_norm, _attention]
@@ -118,11 +123,43 @@ def decide(evidence: Evidence) -> tuple[Cause, RungName | None]:
     return _without_a_cure(evidence), None
 
 
+def _nothing_fails(evidence: Evidence) -> Cause:
+    if _has_bad_data(evidence):
+        return _data_or_code(evidence)
+    if not evidence.has_broken_probe:
+        return Cause.HEALTHY
+    is_in_data = has_defect(evidence.data, "probe", DefectKind.NONFINITE)
+    return Cause.DATA if is_in_data else Cause.NOT_FOUND
+
+
+def _data_or_code(evidence: Evidence) -> Cause:
+    return Cause.NOT_FOUND if blames_code(evidence) else Cause.DATA
+
+
+def blames_code(evidence: Evidence) -> bool:
+    """Say whether most steps broke on batches with which nothing is wrong.
+
+    No setting and no training is needed for it: the untrained model in fp32 breaks on them, too.
+    So many batches are not at fault together; the task's loss or its model is.
+    """
+    ends = evidence.as_given
+    if has_defect(evidence.data, "training", DefectKind.NONFINITE, DefectKind.MISFIT):
+        return False
+    num_broken = sum(end.num_reference_steps for end in ends)
+    is_all = num_broken == sum(end.num_data_steps for end in ends)
+    return is_all and num_broken > MOST_DATA * sum(end.num_steps for end in ends)
+
+
+def has_defect(data: DataReport, source: Source, *kinds: DefectKind) -> bool:
+    """Say whether a batch of this source has a defect of these kinds."""
+    return any(one.source == source and one.kind in kinds for one in data.defects)
+
+
 def _without_a_cure(evidence: Evidence) -> Cause:
     if not evidence.is_soft:
         return Cause.NOT_FOUND
     if _has_bad_data(evidence):
-        return Cause.DATA
+        return _data_or_code(evidence)
     is_only_slow = all(map(_is_no_worse, evidence.as_given))
     return Cause.HEALTHY if is_only_slow else Cause.NOT_FOUND
 

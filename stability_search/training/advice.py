@@ -7,6 +7,7 @@ from pathlib import Path
 from stability_search.records import Outcome
 from stability_search.settings import TrialConfig
 from stability_search.training.checkpoint import Checkpoint
+from stability_search.training.standstill import Standstill
 
 _WHY_NOT_ON = {
     Outcome.DIVERGED: "learning_rate is too high for this long a run.",
@@ -29,7 +30,10 @@ def resume_command(path: Path, *options: str) -> str:
 
 
 def after_stop(
-    path: Path, outcome: Outcome | None, config: TrialConfig, best: Checkpoint | None
+    path: Path,
+    outcome: Outcome | Standstill | None,
+    config: TrialConfig,
+    best: Checkpoint | None,
 ) -> tuple[str, ...]:
     """Say how to go on after a rule stopped a training.
 
@@ -39,6 +43,11 @@ def after_stop(
         config: What it was trained with.
         best: The best checkpoint; None where none was measured.
     """
+    if isinstance(outcome, Standstill):
+        return (
+            "look at the task's loss and the data: `stability-search diagnose` tells them apart.",
+            "mend the task, then begin anew with `stability-search train --space`.",
+        )
     which = "last" if best is None else "best"
     where = f"the {which} checkpoint"
     if best is not None:

@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from stability_search.errors import StoppedEarlyError, UsageError
-from stability_search.files import PART_SUFFIX, put_in_place
+from stability_search.files import PART_SUFFIX, cannot_write, put_in_place
 
 _NAME = re.compile(r"phase-(\d+)-step-(\d+)-probe-(none|[-+.e\d]+)\.pt\Z")
 _NUM_LAST = 2
@@ -59,6 +60,25 @@ def found_in(folder: Path, *, up_to_phase: int) -> list[Checkpoint]:
     return sorted(found, key=lambda one: (one.phase, one.step))
 
 
+def remove_unbegun(folder: Path, *, last_phase: int) -> None:
+    """Remove the checkpoints of phases that never began, lest a later one take them for its own.
+
+    Args:
+        folder: Folder `checkpoints` of the run, which no other process writes to.
+        last_phase: The last phase that began.
+
+    Raises:
+        StoppedEarlyError: One could not be removed.
+    """
+    for path in folder.glob("*.pt"):
+        match = _NAME.match(path.name)
+        if match and int(match[1]) > last_phase:
+            try:
+                path.unlink()
+            except OSError as error:
+                raise cannot_write(path, error) from error
+
+
 def best_of(checkpoints: list[Checkpoint]) -> Checkpoint | None:
     """Return the one with the lowest probe loss, of several the earliest; None without any."""
     measured = [one for one in checkpoints if one.probe is not None]
@@ -93,8 +113,14 @@ def choose(folder: Path, which: str, *, up_to_phase: int) -> Checkpoint:
     return chosen
 
 
-def save(
-    folder: Path, content: Mapping[str, Any], *, phase: int, step: int, probe: float | None
+def save(  # noqa: PLR0913 - what its name says, and what becomes of the others
+    folder: Path,
+    content: Mapping[str, Any],
+    *,
+    phase: int,
+    step: int,
+    probe: float | None,
+    keeps_others: bool = False,
 ) -> Checkpoint:
     """Write a checkpoint and remove those that need not be kept.
 
@@ -104,6 +130,7 @@ def save(
         phase: The present phase, from 1.
         step: Attempted steps so far.
         probe: Mean probe loss now; None where not finite or not read.
+        keeps_others: True removes none: the phase is not known to have begun yet.
 
     Raises:
         StoppedEarlyError: It could not be written; the earlier ones are as they were.
@@ -126,7 +153,8 @@ def save(
             f"{path}: the checkpoint could not be written: {_said(error)}.",
             hint="Free some space or restore access; the checkpoints before it are whole.",
         ) from error
-    _remove_old(folder, phase)
+    if not keeps_others:
+        _remove_old(folder, phase)
     return Checkpoint(path=path, phase=phase, step=step, probe=probe)
 
 
@@ -151,9 +179,11 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, reason: str) -> UsageError:
-    return UsageError(
-        f"{path}: damaged checkpoint: {reason}.", hint="Go on from another one with --from."
-    )
+    found = found_in(path.parent, up_to_phase=sys.maxsize)
+    names = [one.path.name for one in found]
+    before = names[: names.index(path.name)] if path.name in names else names
+    hint = f"Go on from the one before it: --from {before[-1]}" if before else "Begin anew."
+    return UsageError(f"{path}: damaged checkpoint: {reason}.", hint=hint)
 
 
 def random_states() -> dict[str, Any]:

@@ -38,6 +38,7 @@ from stability_search.training.session import (
     utc_now,
     with_new_phase,
 )
+from stability_search.training.standstill import rule_named
 from stability_search.training.state import (
     EndKind,
     Pending,
@@ -153,6 +154,7 @@ def go_on(  # noqa: PLR0913 - one argument per option
     directory = TrainDirectory(path=path)
     with _only_writer(directory), _signals_taken(directory) as signals:
         state = read_state(directory)
+        checkpoint.remove_unbegun(directory.checkpoints, last_phase=state.phase.number)
         refuse_changed_task(path, state.task)
         space = _present_space(directory, state)
         asked = _Asked(
@@ -279,7 +281,7 @@ def _refuse_same_end(
     end = state.end
     if changes or end is None or end.kind is not EndKind.STOPPED:
         return
-    outcome = Outcome(end.outcome) if end.outcome in set(Outcome) else None
+    outcome = rule_named(end.outcome)
     if outcome is Outcome.OUT_OF_MEMORY:  # another process may have had the memory
         return
     config = plans.config_of(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from stability_search.training.history import NUM_FIRST_STEPS, History
+from stability_search.training.wording import WHY_NO_PROBE
 
 _CALM_NORM = 1.0  # a healthy gradient norm, of teams who watched theirs; it depends on the model
 
@@ -28,6 +29,10 @@ def first_steps_line(history: History) -> str:
         f"grad_norm {calm}, {skipped} of {NUM_FIRST_STEPS} skipped"
     )
     is_lost = skipped > half or norm is None or late is None
+    if history.start_probe is None:
+        facts += ", the probe loss of the untrained model is NaN or Inf"
+        if not is_lost:
+            return f"WARNING first {NUM_FIRST_STEPS} steps: {facts}: {WHY_NO_PROBE}"
     if not is_lost and falls:
         return f"first {NUM_FIRST_STEPS} steps: {facts}: healthy so far"
     advice = (

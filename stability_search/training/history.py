@@ -58,6 +58,8 @@ class History:
         first_norms: Gradient norms of the first ten steps.
         first_skipped: Steps of the first ten that changed no parameter.
         start_probe: Mean probe loss before the first step; None where not finite.
+        num_idle_steps: Last steps in a row that changed no parameter, the search for a loss scale
+            left out.
         num_alarms_in_epoch: Alarms so far in the present epoch.
         num_calm_epochs: Epochs in a row, since the training was last taken up with other
             settings or a wait for calm, in which no alarm rose.
@@ -70,6 +72,7 @@ class History:
     first_norms: list[float | None] = field(default_factory=list)
     first_skipped: int = 0
     start_probe: float | None = None
+    num_idle_steps: int = 0
     num_alarms_in_epoch: int = 0
     num_calm_epochs: int = 0
 
@@ -78,6 +81,10 @@ class History:
         self.labels[record.label] += 1
         if record.label is StepLabel.BAD and len(self.bad_steps) < _MAX_BAD_STEPS:
             self.bad_steps.append(record.step)
+        if record.is_applied:
+            self.num_idle_steps = 0
+        elif record.label is not StepLabel.CALIBRATION:
+            self.num_idle_steps += 1
         if record.step <= NUM_FIRST_STEPS:
             self.first_losses.append(record.loss)
             self.first_norms.append(record.grad_norm)

@@ -112,6 +112,16 @@ class Journal(AbstractContextManager["Journal"]):
         self._parts.write()
         self._scalars.flush()
 
+    def count_tests(self, num_tests: int) -> None:
+        """Note at once that a test of the kill rule has begun: its share of `false_kill` is spent.
+
+        Args:
+            num_tests: Its number.
+        """
+        most = max(self._state.num_tests, num_tests)
+        self._state = dataclasses.replace(self._state, num_tests=most)
+        write_state(self._directory, self._state)
+
     def write_curves(self, history: History, *, at_once: bool = False) -> None:
         """Write the curves, as numbers and as a picture.
 

@@ -32,9 +32,10 @@ from stability_search.training.first_steps import first_steps_line
 from stability_search.training.history import NUM_FIRST_STEPS, EpochPoint, History
 from stability_search.training.journal import Journal
 from stability_search.training.layout import TrainDirectory
+from stability_search.training.standstill import Standstill, standstill
 from stability_search.training.stops import Stops
 from stability_search.training.stream import DataStream
-from stability_search.training.wording import point_line, scale_line, step_line
+from stability_search.training.wording import point_line, probe_warning, scale_line, step_line
 
 CHECKPOINT_S = 600.0  # at most so long is lost to a killed process
 _MIN_CHECKPOINT_FRAC = 0.01  # short epochs share a checkpoint
@@ -74,7 +75,7 @@ class PhaseEnd:
         is_calm: True where the next phase begins.
     """
 
-    outcome: Outcome | None
+    outcome: Outcome | Standstill | None
     reason: str = ""
     is_calm: bool = False
 
@@ -137,12 +138,13 @@ class PhaseRun(contextlib.AbstractContextManager["PhaseRun"]):
         self.stops = Stops(config.kill_rule, self.plan.horizon, start_probe=start)
         self.save(start)
 
-    def restore(self, saved: Mapping[str, Any], *, is_new_phase: bool) -> bool:
+    def restore(self, saved: Mapping[str, Any], *, is_new_phase: bool, num_tests: int = 0) -> bool:
         """Go on from a checkpoint, bit for bit where nothing changed.
 
         Args:
             saved: What `checkpoint.load` returned.
             is_new_phase: True where settings changed.
+            num_tests: Tests of the kill rule that the training has begun so far.
 
         Returns:
             False if the task did not draw the same data again.
@@ -163,8 +165,12 @@ class PhaseRun(contextlib.AbstractContextManager["PhaseRun"]):
             ) from error
         checkpoint.set_random_states(saved["random"])
         self.watch.load_state_dict(saved["watch"])
-        self.stops.load_state_dict(saved["stops"], with_fresh_test=is_new_phase)
+        self.stops.load_state_dict(
+            saved["stops"], with_fresh_test=is_new_phase, num_tests=num_tests
+        )
         self.history = History.from_state(saved["history"])
+        if is_new_phase:
+            self.history.num_idle_steps = 0
         self._saved_step = self.engine.num_steps
         return is_same_data
 
@@ -199,7 +205,10 @@ class PhaseRun(contextlib.AbstractContextManager["PhaseRun"]):
     def _step(self, journal: Journal) -> PhaseEnd | None:
         window = self.stream.window(self.plan.config.accumulation_steps)
         record = self.engine.step(window, self.task.loss)
+        num_tests = self.stops.num_tests
         stopped = self.stops.see(record)
+        if self.stops.num_tests > num_tests:
+            journal.count_tests(self.stops.num_tests)
         record = replace(record, evidence=self.stops.evidence)
         self.history.add_step(record)
         journal.add_step(record)
@@ -209,9 +218,9 @@ class PhaseRun(contextlib.AbstractContextManager["PhaseRun"]):
             journal.say(alarm.message)
         if record.step == NUM_FIRST_STEPS:
             journal.say(first_steps_line(self.history))
-        stopped = self.engine.ended or stopped
-        if stopped is not None:
-            return PhaseEnd(outcome=stopped[0], reason=stopped[1])
+        ended = self.engine.ended or stopped or standstill(self.history)
+        if ended is not None:
+            return PhaseEnd(outcome=ended[0], reason=ended[1])
         return self._go_past(journal, record)
 
     def _go_past(self, journal: Journal, record: StepRecord) -> PhaseEnd | None:
@@ -275,6 +284,8 @@ class PhaseRun(contextlib.AbstractContextManager["PhaseRun"]):
         self.history.add_epoch(point)
         journal.add_epoch(point)
         journal.say(point_line(summary, point))
+        if point.probe_loss is None:
+            journal.say(probe_warning(point))
         if self.plan.course:
             standing = stand_on_course(self.plan.course, epoch=point.epoch, values=point.values)
             journal.say(f"epoch {point.epoch}: expected course: {standing}")
@@ -310,11 +321,12 @@ class PhaseRun(contextlib.AbstractContextManager["PhaseRun"]):
         self.save(probe)
         journal.write_curves(self.history)
 
-    def save(self, probe: float | None) -> None:
+    def save(self, probe: float | None, *, keeps_others: bool = False) -> None:
         """Write a checkpoint.
 
         Args:
             probe: Mean probe loss now; None where not finite or not read.
+            keeps_others: True removes no earlier one.
 
         Raises:
             StoppedEarlyError: It could not be written.
@@ -334,5 +346,6 @@ class PhaseRun(contextlib.AbstractContextManager["PhaseRun"]):
             phase=self.plan.number,
             step=step,
             probe=probe,
+            keeps_others=keeps_others,
         )
         self._saved_step, self._saved_at = step, self._clock()

@@ -178,13 +178,19 @@ class Session:
         ) as run:
             try:
                 self._take_up(run, start)
+                self._count_tests(run)
                 write_state(self._directory, self._state)
                 return self._journalled(run)
             finally:
+                self._count_tests(run)
                 taken_up = 0 if start.checkpoint is None else start.checkpoint.step
                 self._num_steps = max(run.engine.num_steps, taken_up)
                 self._history = run.history
                 self._stream = run.stream
+
+    def _count_tests(self, run: PhaseRun) -> None:
+        most = max(self._state.num_tests, run.stops.num_tests)
+        self._state = replace(self._state, num_tests=most)
 
     def _journalled(self, run: PhaseRun) -> PhaseEnd:
         with Journal(
@@ -204,7 +210,9 @@ class Session:
         num_drawn = saved["stream"]["num_drawn"]
         if num_drawn > run.stream.num_drawn:
             self._log.say(f"data: {num_drawn} micro-batches are drawn again, to go on behind them")
-        if not run.restore(saved, is_new_phase=start.is_new_phase):
+        if not run.restore(
+            saved, is_new_phase=start.is_new_phase, num_tests=self._state.num_tests
+        ):
             self._log.say(
                 "WARNING data: drawn again it is not the same. Training goes on, but not bit for "
                 "bit as if it had not been interrupted; does the task use its generator alone?"
@@ -212,7 +220,7 @@ class Session:
         if start.is_new_phase or start.waits_anew:
             run.history.num_calm_epochs = 0
             run.history.num_alarms_in_epoch = 0
-            run.save(start.checkpoint.probe)
+            run.save(start.checkpoint.probe, keeps_others=True)  # `train.json` comes after it
 
     def _advance(self) -> Start:
         """Begin the phase that waited for calm, from the checkpoint just written."""

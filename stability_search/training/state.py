@@ -93,6 +93,7 @@ class TrainState:
         task: What `task_facts` returned.
         phases: In order; the last one is present.
         pending: Changes that wait for calm; None where there are none.
+        num_tests: Tests of the kill rule that were begun, those of stretches given up included.
         end: How it ended; None while it runs, or after the process was killed.
     """
 
@@ -101,6 +102,7 @@ class TrainState:
     task: Mapping[str, Json]
     phases: tuple[Phase, ...]
     pending: Pending | None = None
+    num_tests: int = 0
     end: TrainEnd | None = None
 
     @property
@@ -143,6 +145,7 @@ def read_state(directory: TrainDirectory) -> TrainState:
             task=data["task"],
             phases=tuple(_phase(row) for row in data["phases"]),
             pending=None if pending is None else _pending(pending),
+            num_tests=data.get("num_tests", 0),  # older files have none
             end=None if end is None else _end(end),
         )
     except OSError as error:

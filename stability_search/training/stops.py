@@ -94,15 +94,19 @@ class Stops:
             "start_probe": self._start_probe,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], *, with_fresh_test: bool) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, with_fresh_test: bool, num_tests: int = 0
+    ) -> None:
         """Go on from what `state_dict` returned.
 
         Args:
             state: It.
             with_fresh_test: True where settings changed: what was counted under the old ones
                 says nothing about the new ones.
+            num_tests: Tests that the whole training has begun, >= 0. A fresh one comes behind
+                them: those of a stretch given up have spent their share, too.
         """
-        self._number = state["number"]
+        self._number = max(state["number"], num_tests) if with_fresh_test else state["number"]
         self._start_probe = state["start_probe"]
         stop = state["loss_stop"]
         self._loss_stop = None if stop is None else LossStop.from_state(stop)

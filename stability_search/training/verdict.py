@@ -9,8 +9,9 @@ from stability_search.training import checkpoint
 from stability_search.training.advice import after_stop, resume_command
 from stability_search.training.history import History
 from stability_search.training.layout import TrainDirectory
+from stability_search.training.standstill import Standstill, is_untrained
 from stability_search.training.state import EndKind, Pending, TrainEnd
-from stability_search.training.wording import number_text, values_text
+from stability_search.training.wording import WHY_NO_PROBE, number_text, values_text
 
 EXIT_STOPPED = 3
 
@@ -23,7 +24,7 @@ def done(
     study: StudySettings,
     pending: Pending | None,
 ) -> TrainEnd:
-    """Say that all planned steps were taken, and what became of them.
+    """Say that all planned steps were taken, and what became of them; exit 3 if nothing good did.
 
     Args:
         directory: The run.
@@ -46,8 +47,11 @@ def done(
     )
     start = number_text(history.start_probe)
     probe = f"loss {start} -> {values_text({'': last.probe_loss, **last.metrics}).lstrip()}"
+    defects = _defects(history, num_steps)
+    epochs = f"{num_steps} steps, {len(history.epochs)} epochs"
     lines = [
-        f"done: {num_steps} steps, {len(history.epochs)} epochs; {counts}",
+        *defects,
+        f"{'all' if defects else 'done:'} {epochs}; {counts}",
         f"first to last epoch: {loss}, {norm}; probe: {probe}",
     ]
     lines += [
@@ -67,7 +71,7 @@ def done(
     lines += _files(directory, history)
     return TrainEnd(
         kind=EndKind.DONE,
-        exit_code=0,
+        exit_code=EXIT_STOPPED if defects else 0,
         step=num_steps,
         outcome=str(Outcome.COMPLETED),
         lines=tuple(lines),
@@ -80,7 +84,7 @@ def stopped(  # noqa: PLR0913 - what is known of a stop
     *,
     num_steps: int,
     phase: int,
-    outcome: Outcome | None,
+    outcome: Outcome | Standstill | None,
     reason: str,
     config: TrialConfig,
 ) -> TrainEnd:
@@ -96,7 +100,7 @@ def stopped(  # noqa: PLR0913 - what is known of a stop
         config: What it was trained with.
     """
     word = "alarm" if outcome is None else str(outcome)
-    why = f"{word} ({reason})"
+    why = reason if isinstance(outcome, Standstill) else f"{word} ({reason})"
     best = checkpoint.best_of(checkpoint.found_in(directory.checkpoints, up_to_phase=phase))
     return TrainEnd(
         kind=EndKind.STOPPED,
@@ -137,6 +141,17 @@ def failed(directory: TrainDirectory, error: StabilitySearchError, *, num_steps:
         outcome="",
         lines=tuple(lines),
     )
+
+
+def _defects(history: History, num_steps: int) -> list[str]:
+    """Say why a training that took all its steps has still not been done."""
+    if is_untrained(history, num_steps):
+        words = f"CRITICAL nothing was trained: none of {num_steps} steps changed a parameter. "
+        words += "Look at the task's loss and the data; a loss scale may need more steps."
+        return [words]
+    if history.epochs[-1].probe_loss is None:
+        return [f"CRITICAL the last probe loss is NaN or Inf: {WHY_NO_PROBE}"]
+    return []
 
 
 def _against(value: float | None, limit: float) -> str:

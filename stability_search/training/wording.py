@@ -6,6 +6,11 @@ from stability_search.alarms import EpochSummary, epoch_line
 from stability_search.records import StepLabel, StepRecord
 from stability_search.training.history import EpochPoint
 
+WHY_NO_PROBE = (
+    "look at what model and loss do in eval mode (running statistics, a branch on `training`) and "
+    "at the batches of the probe."
+)
+
 
 def step_line(record: StepRecord) -> str | None:
     """Say what was wrong with a step; None for one that was `ok` or looked for a loss scale."""
@@ -50,6 +55,11 @@ def point_line(summary: EpochSummary, point: EpochPoint) -> str:
     """Say how an epoch went, on the probe too."""
     on_probe = values_text({"loss": point.probe_loss, **point.metrics})
     return f"{epoch_line(summary)}; probe {on_probe}"
+
+
+def probe_warning(point: EpochPoint) -> str:
+    """Say that the probe could not be measured, whatever the training loss says."""
+    return f"WARNING epoch {point.epoch}: the probe loss is NaN or Inf; {WHY_NO_PROBE}"
 
 
 def values_text(values: Mapping[str, float | None]) -> str:

@@ -1,6 +1,7 @@
 """Statistics of batches of any shape, and what is wrong with single ones."""
 
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,39 @@ def test_statistics_are_those_of_all_values_of_all_batches() -> None:
     assert (row.name, row.dtype, row.shape, row.is_ragged) == ("", "float32", (1, 2), False)
     assert (row.low, row.high, row.mean) == (0.0, 6.0, 2.0)
     assert row.std == pytest.approx(torch.tensor([1.0, 2, 3, 6, 0, 0]).std(correction=0).item())
+
+
+def test_the_deviation_of_large_numbers_does_not_cancel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    far = [torch.randn(64, generator=generator, dtype=torch.float64) * 5 + 1.7e9 for _ in "1234"]
+    (row,) = read(Plain(far)).training
+    assert row.std == pytest.approx(float(torch.cat(far).std(correction=0)), rel=1e-6)
+    assert "every value" not in "".join(range_hints(row))
+    apart = [batch + 100 * number for number, batch in enumerate(far)]
+    (row,) = read(Plain(apart)).training
+    assert row.std == pytest.approx(float(torch.cat(apart).std(correction=0)), rel=1e-6)
+    assert row.mean == pytest.approx(float(torch.cat(apart).mean()), rel=1e-12)
+    (row,) = read(Plain([torch.full((3,), 7.0)] * 4)).training
+    assert row.std == 0.0
+    assert "every value is 7" in "".join(range_hints(row))
+
+
+def test_no_batch_is_kept_once_it_was_looked_at() -> None:
+    drawn: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def batches() -> Iterator[Tensor]:
+        nonlocal most
+        for number in range(NUM_BATCHES):
+            most = max(most, sum(one() is not None for one in drawn))
+            batch = torch.full((2, 4), 1e4 if number == 4 else 1.0)
+            drawn.append(weakref.ref(batch))
+            yield batch
+            del batch
+
+    report, _ = read_batches(Plain([]), batches(), num_batches=NUM_BATCHES)
+    assert most <= 1, "only the one that the loop still holds"
+    assert kinds(report) == [("outlier", 4)], "known only once all were seen"
 
 
 def test_every_tensor_of_a_nest_is_named_and_integers_are_told_apart() -> None:

@@ -93,6 +93,15 @@ def test_overflows_of_the_scaled_gradient_are_a_failure_above_two_in_a_hundred(
     assert end.failed_at == (30 if has_failed else None)
 
 
+@pytest.mark.parametrize(("count", "has_failed"), [(1, False), (2, True)])
+def test_a_single_overflow_in_a_short_trial_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, count: int, *, has_failed: bool
+) -> None:
+    """Of 30 steps two in a hundred are less than one."""
+    end = play(monkeypatch, dict.fromkeys(range(9, 9 + count), OVERFLOW), num_steps=30)
+    assert end.has_failed is has_failed
+
+
 def test_an_overflow_without_loss_scaling_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert play(monkeypatch, {30: replace(OVERFLOW, scale=None)}).failed_at == 30
 
@@ -113,6 +122,20 @@ def test_what_a_rule_ended_has_failed_where_it_ended(
     end = play(monkeypatch, {}, outcome, num_steps=70)
     assert words in end.failure
     assert end.failed_at == 70
+
+
+def test_steps_left_out_for_finite_batches_are_counted_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = replace(
+        DATA,
+        reason="the initial fp32 model gives a non-finite loss on it too",
+        first_nonfinite_module="head",
+        first_nonfinite_phase="forward",
+    )
+    end = play(monkeypatch, {8: DATA, 9: found, 10: found})
+    assert (end.num_data_steps, end.num_reference_steps) == (3, 2)
+    assert end.reference_place == ("head", "forward")
 
 
 def test_broken_batches_are_counted_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 import stability_search.diagnose.ladder as ladder_module
-from stability_search.diagnose.batch_statistics import BatchSieve, DataReport
+from stability_search.diagnose.batch_statistics import BatchSieve, DataReport, DefectKind
 from stability_search.diagnose.conclusion import conclude
 from stability_search.diagnose.ends import Start, TrialEnd
 from stability_search.diagnose.ladder import Ladder
@@ -17,7 +17,7 @@ from stability_search.records import Outcome
 from stability_search.settings import TrialConfig
 from stability_search.tasks.loading import load_task
 from tests.diagnose.cases import small
-from tests.diagnose.test_verdict import CLEAN, fails, holds, stuck
+from tests.diagnose.test_verdict import CLEAN, fails, holds, stuck, with_defect
 
 SEEDS = (10, 11, 12, 13, 14)
 Judge = Callable[[TrialConfig], TrialEnd]
@@ -114,6 +114,54 @@ def test_what_learns_late_is_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trials(ladder, RungName.LONGER) == [10]
     assert trials(ladder, RungName.FP32) == []
     assert any("slow, not broken" in note for note in ladder.notes)
+
+
+def test_what_falls_by_noise_alone_is_not_called_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    ladder, _ = climb(  # 1.99 is below the loss without progress, but not by 5 %
+        monkeypatch, lambda c: replace(stuck(), last_level=1.99) if _is_long(c) else stuck()
+    )
+    assert ladder.is_soft
+    assert not any("slow, not broken" in note for note in ladder.notes)
+
+
+def _is_long(config: TrialConfig) -> bool:
+    return config.num_planned_steps > 200
+
+
+@pytest.mark.parametrize(
+    ("end", "data", "words"),
+    [
+        (
+            holds(num_data_steps=100, num_reference_steps=100, reference_place=(None, "loss")),
+            CLEAN,
+            (
+                "300 of 300 steps were non-finite (NaN or Inf) with finite batches, for the "
+                "untrained model in fp32 too: look at the task's loss and model (first seen in "
+                "the loss), not at the data or a setting."
+            ),
+        ),
+        (holds(level=None), CLEAN, "on 3 of 3 seeds the probe loss is NaN or Inf, at the end"),
+        (
+            replace(holds(level=None), first_probe=None),
+            CLEAN,
+            "the probe loss is NaN or Inf, before the first step already: look at what model",
+        ),
+        (
+            holds(level=None),
+            with_defect(DefectKind.NONFINITE, "probe"),
+            "The data: a probe batch holds NaN or Inf",
+        ),
+    ],
+)
+def test_what_neither_setting_nor_training_batch_is_to_blame_for_is_said_after_three_trials(
+    monkeypatch: pytest.MonkeyPatch, end: TrialEnd, data: DataReport, words: str
+) -> None:
+    ladder, cause = climb(monkeypatch, lambda _: end, data=data)
+    verdict = conclude(ladder, cause, None, None)
+    assert words in verdict.headline
+    assert list(ladder.results) == [RungName.AS_GIVEN]
+    assert not any("broke for their batch" in note for note in verdict.notes)
+    assert not any("The guarded engine skips" in note for note in verdict.notes)
 
 
 def test_what_fails_late_is_diagnosed_over_the_longer_horizon(

@@ -1,7 +1,9 @@
 """The overfit test: what passes, and what is said where it does not."""
 
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,35 @@ class Signs(Sines):
         return {"accuracy": share, "sign_error_rate": 1 - share}
 
 
+class Broken(Signs):
+    """Has a loss that no sample of it can be blamed for."""
+
+    def loss(self, model: nn.Module, batch: Pair) -> Tensor:
+        return super().loss(model, batch) * math.nan
+
+
+class PerCent(Signs):
+    """Measures its accuracy in per cent.
+
+    Args:
+        first: Readings to begin with, in turn, instead of those measured.
+        is_stuck: Nothing is learned.
+    """
+
+    def __init__(self, *, first: tuple[float, ...] = (), is_stuck: bool = False) -> None:
+        super().__init__()
+        self._first = list(first)
+        self._is_stuck = is_stuck
+
+    def loss(self, model: nn.Module, batch: Pair) -> Tensor:
+        loss = super().loss(model, batch)
+        return loss * 0.0 if self._is_stuck else loss
+
+    def metrics(self, model: nn.Module, batch: Pair) -> dict[str, float]:
+        share = super().metrics(model, batch)["accuracy"]
+        return {"top1_accuracy": self._first.pop(0) if self._first else 100 * share}
+
+
 class Aloof(Crowd):
     """Known by heart with the batch's own statistics, while the running ones never move."""
 
@@ -52,8 +83,9 @@ class Aloof(Crowd):
         return model
 
 
-def run(case: Case) -> Overfit:
-    return overfit(case.recipe.config(0), say=lambda _: None, check=lambda: None)
+def run(case: Case, accumulation_steps: int = 1) -> Overfit:
+    config = replace(case.recipe.config(0), accumulation_steps=accumulation_steps)
+    return overfit(config, say=lambda _: None, check=lambda: None)
 
 
 def case(
@@ -90,6 +122,29 @@ def test_samples_that_are_learned_by_heart_pass_by_their_metrics() -> None:
 
 
 @pytest.mark.fault
+def test_an_accuracy_in_per_cent_must_reach_100() -> None:
+    stuck = run(case("PerCent", is_stuck=True, steps=20))
+    assert not stuck.has_passed
+    assert stuck.goals == ("top1_accuracy at least 100",)
+    (note,) = stuck.notes
+    assert note.startswith(
+        "`top1_accuracy` was above 1, so it is in per cent, and its goal is 100"
+    )
+    learned = run(case("PerCent"))
+    assert learned.has_passed
+    assert learned.last["top1_accuracy"] == 100.0
+    assert learned.notes == stuck.notes
+
+
+@pytest.mark.fault
+def test_per_cent_is_noticed_in_a_single_batch_and_whenever_it_shows() -> None:
+    """Nothing right at first, then 1 per cent on average: as a share it would be all of them."""
+    stuck = run(case("PerCent", first=(0.0, 0.0, 2.0, 0.0), is_stuck=True), accumulation_steps=2)
+    assert not stuck.has_passed
+    assert stuck.goals == ("top1_accuracy at least 100",)
+
+
+@pytest.mark.fault
 def test_a_rate_that_moves_nothing_gets_stuck_and_a_higher_one_is_advised() -> None:
     result = run(case("Signs", 1e-9, steps=100))
     assert (result.exit_code, result.num_steps) == (3, 500)
@@ -111,6 +166,9 @@ def test_a_broken_batch_or_step_ends_it_at_once() -> None:
     result = run(case("Signs", has_nan=True))
     assert (result.bad_step, result.num_steps) == (1, 1)
     assert result.reason.startswith("step 1 was data: NaN in batch")
+    assert result.advice == ("mend these samples: the batch itself is at fault",)
+    result = run(case("Broken"))
+    assert result.advice == ("look at the task's loss and model: the samples are finite",)
     wild = small("", Cause.HEALTHY, "Sines", {"learning_rate": 1e3, "optimizer": "sgd"})
     result = run(wild)
     assert not result.has_passed

@@ -1,6 +1,7 @@
 """The command from a space file to its files and its exit code."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,12 @@ import pytest
 from stability_search import space as spaces
 from stability_search.cli import main
 from stability_search.diagnose import diagnose
-from stability_search.diagnose.session import command_with, device_of
+from stability_search.diagnose.session import (
+    command_with,
+    configuration_line,
+    device_of,
+    load_space,
+)
 from stability_search.errors import UsageError
 from stability_search.interruption import Interrupted
 
@@ -67,6 +73,10 @@ def test_a_healthy_training_ends_with_0_and_two_files(
     out, err = capfd.readouterr()
     assert "verdict: healthy" in out
     assert "as given: seed 1: holds 20 steps" in err
+    line = "configuration: learning_rate=0.01 batch_size=8 (the file's one)"
+    assert line in err
+    assert document["configuration"] == line
+    assert "(the file's one)" in (output / "diagnosis.md").read_text()
 
     before = (output / "diagnosis.md").read_bytes()
     assert main(words) == 2  # the directory is used now
@@ -149,6 +159,81 @@ def test_the_next_command_sets_a_setting_where_it_stands_and_is_valid(
     changed = spaces.load(path, overrides)
     today = {**changed.task_args, **changed.today_settings()}
     assert {name: today[name] for name in changes} == changes
+
+
+def test_the_next_command_repeats_what_was_set_and_reads_back(
+    space_file: Callable[[str], Path],
+) -> None:
+    path = space_file(SPACE)
+    given = ["fixed.learning_rate=0.5", "trial.steps=5000", "fixed.batch_size=4"]
+    command = command_with(load_space(path, given), {"learning_rate": 0.05}, given)
+    _, name, *words = shlex.split(command)
+    assert name == "diagnose"
+    assert words[:1] == ["--space"]
+    assert words[2::2] == ["--set"] * 4
+    again = load_space(words[1], words[3::2])
+    today = again.today_settings()
+    assert (today["learning_rate"], today["batch_size"]) == (0.05, 4)
+    assert again.study.trial_steps == 5000
+
+
+def test_a_change_that_only_what_was_set_allows_has_a_command(
+    space_file: Callable[[str], Path],
+) -> None:
+    given = ["space.learning_rate.loguniform.low=1e-9"]
+    space = load_space(space_file(VARYING), given)
+    assert "learning_rate=1e-08" in command_with(space, {"learning_rate": 1e-8}, given)
+    assert command_with(space, {"learning_rate": 1e-8}) == ""
+
+
+def test_more_steps_than_a_confirm_trial_has_are_diagnosed_all_the_same(
+    space_file: Callable[[str], Path],
+) -> None:
+    path = space_file(SPACE)
+    study = load_space(path, ["trial.steps=30", "trial.steps=5000"]).study
+    assert (study.trial_steps, study.confirm.steps) == (5000, 5000)
+    usual = spaces.load(path).study.confirm.steps
+    assert load_space(path, ["trial.steps=30"]).study.confirm.steps == usual
+    with pytest.raises(UsageError, match=r"confirm\.steps >= trial\.steps"):
+        load_space(path, ["trial.steps=5000", "confirm.steps=40"])
+    with pytest.raises(UsageError, match=r"trial\.steps"):
+        load_space(path, ["trial.steps=many"])
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "line"),
+    [
+        (SPACE, [], "learning_rate=0.01 batch_size=8 (the file's one)"),
+        (
+            VARYING,
+            [],
+            (
+                "batch_size=2 learning_rate=0.001 precision=fp16 init_scale=65536 (the first of "
+                "start_with)"
+            ),
+        ),
+        (
+            VARYING,
+            ["start_with=[{precision: fp16}]"],
+            (
+                "batch_size=2 learning_rate=0.000316228 precision=fp16 init_scale=65536 (the "
+                "first of start_with; default or middle of the range: learning_rate, init_scale)"
+            ),
+        ),
+        (
+            VARYING,
+            ["start_with=[]"],
+            (
+                "batch_size=2 learning_rate=0.000316228 precision=fp32 (defaults and middles of "
+                "the ranges: no start_with)"
+            ),
+        ),
+    ],
+)
+def test_the_configuration_says_where_it_was_taken_from(
+    space_file: Callable[[str], Path], text: str, overrides: list[str], line: str
+) -> None:
+    assert configuration_line(load_space(space_file(text), overrides)) == f"configuration: {line}"
 
 
 def test_a_change_that_the_file_forbids_has_no_command(

@@ -1,10 +1,11 @@
 """Which cause is named, from ends that a test makes up."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from stability_search.diagnose.batch_statistics import DataReport
+from stability_search.diagnose.batch_statistics import DataReport, Defect, DefectKind, Source
 from stability_search.diagnose.ends import TrialEnd
 from stability_search.diagnose.rungs import RungName
 from stability_search.diagnose.verdict import Cause, Evidence, decide
@@ -15,6 +16,11 @@ CLEAN = DataReport(num_training_batches=9, num_probe_batches=8, training=(), pro
 MISFIT = DataReport(
     num_training_batches=9, num_probe_batches=8, training=(), probe=(), num_defects={"misfit": 1}
 )
+
+
+def with_defect(kind: DefectKind, source: Source) -> DataReport:
+    defect = Defect(kind=kind, source=source, batch_index=3, text="what is wrong")
+    return replace(CLEAN, defects=(defect,), num_defects={kind.value: 1})
 
 
 def fails(seed: int = 0, **changes: Any) -> TrialEnd:  # noqa: ANN401 - of any field
@@ -149,3 +155,32 @@ def test_a_loss_that_ends_above_its_start_is_not_healthy() -> None:
     worse = holds(level=6.0)
     assert decide(evidence(worse, is_soft=True, rate_tenth=stuck()))[0] is Cause.NOT_FOUND
     assert decide(evidence(worse, is_soft=True, data=MISFIT))[0] is Cause.DATA
+
+
+def breaking(num_steps: int, seed: int = 0) -> TrialEnd:
+    """Hold while so many steps are left out for finite batches that the reference fails on."""
+    return holds(seed, num_data_steps=num_steps, num_reference_steps=num_steps)
+
+
+def test_most_steps_broken_on_finite_batches_are_the_code_s_fault_and_not_the_data_s() -> None:
+    assert decide(evidence(breaking(STEPS)))[0] is Cause.NOT_FOUND
+    assert decide(evidence(breaking(40), breaking(70)))[0] is Cause.NOT_FOUND
+    assert decide(evidence(breaking(40), breaking(50)))[0] is Cause.DATA  # not most of them
+    with_nan = holds(num_data_steps=STEPS, num_reference_steps=STEPS - 1)
+    assert decide(evidence(with_nan))[0] is Cause.DATA
+
+
+@pytest.mark.parametrize("kind", [DefectKind.NONFINITE, DefectKind.MISFIT])
+def test_most_steps_broken_where_a_batch_is_named_are_the_data_s_fault(kind: DefectKind) -> None:
+    broken = breaking(STEPS)
+    assert decide(evidence(broken, data=with_defect(kind, "training")))[0] is Cause.DATA
+    assert decide(evidence(broken, data=with_defect(kind, "probe")))[0] is Cause.NOT_FOUND
+
+
+def test_a_probe_of_nan_is_never_healthy() -> None:
+    broken = holds(level=None)
+    assert decide(evidence(holds(0), broken))[0] is Cause.NOT_FOUND
+    in_probe = with_defect(DefectKind.NONFINITE, "probe")
+    assert decide(evidence(broken, data=in_probe))[0] is Cause.DATA
+    in_training = with_defect(DefectKind.NONFINITE, "training")
+    assert decide(evidence(broken, data=in_training))[0] is Cause.NOT_FOUND

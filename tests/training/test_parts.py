@@ -1,5 +1,6 @@
 """The parts of a long training, one by one: data, checkpoints, step files, words, changes."""
 
+import itertools
 import random
 import zipfile
 from collections.abc import Iterator
@@ -14,11 +15,18 @@ from torch import nn
 
 from stability_search.alarms import EpochSummary
 from stability_search.errors import StoppedEarlyError, UsageError
-from stability_search.records import StepLabel, StepRecord
+from stability_search.records import Outcome, StepLabel, StepRecord
 from stability_search.training import checkpoint
 from stability_search.training.first_steps import first_steps_line
 from stability_search.training.history import EpochPoint, History
 from stability_search.training.layout import TrainDirectory
+from stability_search.training.standstill import (
+    MOST_IDLE_STEPS,
+    Standstill,
+    is_untrained,
+    rule_named,
+    standstill,
+)
 from stability_search.training.state import (
     EndKind,
     Pending,
@@ -135,6 +143,15 @@ class TestCheckpoints:
         assert self.kept(tmp_path, phase=1) == [(1, 8)]
         assert checkpoint.choose(tmp_path, "last", up_to_phase=2).phase == 2
 
+    def test_those_of_a_phase_that_never_began_are_removed(self, tmp_path: Path) -> None:
+        self.save(tmp_path, 8, 0.1)
+        self.save(tmp_path, 5, 0.5, phase=2)
+        self.save(tmp_path, 5, 0.5, phase=3)
+        (tmp_path / "mine.pt").touch()
+        checkpoint.remove_unbegun(tmp_path, last_phase=2)
+        assert self.kept(tmp_path) == [(1, 8), (2, 5)]
+        assert (tmp_path / "mine.pt").exists()
+
     def test_the_same_step_is_there_once(self, tmp_path: Path) -> None:
         self.save(tmp_path, 5, None)
         self.save(tmp_path, 5, 0.5)
@@ -154,6 +171,18 @@ class TestCheckpoints:
         assert zipfile.is_zipfile(path)
         with pytest.raises(UsageError, match="damaged checkpoint"):
             checkpoint.load(path)
+
+    def test_a_damaged_one_names_the_one_before_it(self, tmp_path: Path) -> None:
+        for phase, step in ((9, 8), (10, 9), (10, 12)):
+            self.save(tmp_path, step, 1.0, phase=phase)
+        paths = [one.path for one in checkpoint.found_in(tmp_path, up_to_phase=10)]
+        for path in paths:
+            path.write_bytes(b"")
+        for before, path in itertools.pairwise(paths):
+            with pytest.raises(UsageError, match=f"before it: --from {before.name}$"):
+                checkpoint.load(path)
+        with pytest.raises(UsageError, match=r"damaged checkpoint.*Begin anew\.$"):
+            checkpoint.load(paths[0])
 
     def test_a_full_disk_leaves_the_others_as_they_were(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -214,6 +243,7 @@ def test_the_state_comes_back_from_its_file(tmp_path: Path) -> None:
             ),
         ),
         pending=Pending(overrides=("fixed.eps=1e-5",), num_calm_epochs=2),
+        num_tests=4,
         end=TrainEnd(kind=EndKind.DONE, exit_code=0, step=9, outcome="completed", lines=("a",)),
     )
     directory = TrainDirectory(path=tmp_path)
@@ -275,8 +305,13 @@ class TestWords:
         )
 
 
-def ten(losses: list[float | None], norm: float | None = 0.5, skipped: int = 0) -> History:
-    history = History()
+def ten(
+    losses: list[float | None],
+    norm: float | None = 0.5,
+    skipped: int = 0,
+    start_probe: float | None = 6.0,
+) -> History:
+    history = History(start_probe=start_probe)
     for number, loss in enumerate(losses, start=1):
         history.add_step(
             replace(OK, step=number, loss=loss, grad_norm=norm, is_applied=number > skipped)
@@ -324,10 +359,57 @@ def ten(losses: list[float | None], norm: float | None = 0.5, skipped: int = 0) 
                 "learning_rate."
             ),
         ),
+        (
+            ten([5.0] * 5 + [3.0] * 5, start_probe=None),
+            (
+                "WARNING first 10 steps: loss 5 to 3 (falls), grad_norm 0.5 (below 1), 0 of 10 "
+                "skipped, the probe loss of the untrained model is NaN or Inf: look at what model "
+                "and loss do in eval mode (running statistics, a branch on `training`) and at the "
+                "batches of the probe."
+            ),
+        ),
     ],
 )
 def test_the_first_ten_steps_get_a_verdict(history: History, line: str) -> None:
     assert first_steps_line(history) == line
+
+
+@pytest.mark.parametrize("label", [StepLabel.DATA, StepLabel.BAD])
+def test_steps_that_change_nothing_are_counted_in_a_row_but_for_the_search_of_a_scale(
+    label: StepLabel,
+) -> None:
+    idle = replace(OK, label=label, is_applied=False)
+    search = replace(OK, label=StepLabel.CALIBRATION, is_applied=False)
+    history = History()
+    for one in [idle, OK, *[idle, search] * (MOST_IDLE_STEPS - 1)]:
+        history.add_step(one)
+    assert standstill(history) is None
+    history = History.from_state(history.state_dict())
+    history.add_step(idle)
+    assert standstill(history) == (
+        Standstill.NOTHING_TRAINED,
+        "nothing was trained: the last 50 steps changed no parameter",
+    )
+    history.add_step(replace(idle, is_applied=True))  # went on without a micro-batch
+    assert standstill(history) is None
+
+
+@pytest.mark.parametrize("applied", [None, 3])
+def test_a_training_of_which_no_step_was_applied_is_untrained(applied: int | None) -> None:
+    history = History()
+    for number in range(1, 9):
+        label = StepLabel.CALIBRATION if number < 3 else StepLabel.DATA
+        history.add_step(replace(OK, step=number, label=label, is_applied=number == applied))
+    assert is_untrained(history, 8) is (applied is None)
+
+
+def test_the_rule_that_ended_a_training_is_read_back_by_its_name() -> None:
+    names = ["nothing_trained", "diverged", "alarm"]
+    assert [rule_named(name) for name in names] == [
+        Standstill.NOTHING_TRAINED,
+        Outcome.DIVERGED,
+        None,
+    ]
 
 
 def test_calm_epochs_are_counted_in_a_row() -> None:

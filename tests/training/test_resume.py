@@ -7,8 +7,9 @@ import pytest
 
 from stability_search import files
 from stability_search.errors import UsageError
-from stability_search.training import checkpoint
+from stability_search.training import checkpoint, session
 from stability_search.training.command import begin
+from stability_search.training.phase import PhaseRun
 from stability_search.training.state import EndKind
 from tests.training.world import (
     files_of,
@@ -24,6 +25,14 @@ from tests.training.world import (
 )
 
 pytestmark = pytest.mark.fault
+
+
+class _KilledError(BaseException):
+    """Leaves the disk as a killed process does: no handler of the product sees it."""
+
+
+def killed(*_: object, **__: object) -> None:
+    raise _KilledError
 
 
 class TestResume:
@@ -202,3 +211,52 @@ class TestPhases:
         run_of(tmp_path, num_steps=5)
         with pytest.raises(UsageError, match="--advance-after: 1 or more epochs and a change"):
             resumed(tmp_path / "run", advance_after=2, num_steps=9)
+
+
+class TestGoingBack:
+    def test_killed_before_its_phase_began_a_checkpoint_is_never_gone_on_from(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run_of(tmp_path, num_steps=10)
+        run = tmp_path / "run"
+        first = checkpoint.found_in(run / "checkpoints", up_to_phase=1)[0]
+        assert first.step < 10
+        with monkeypatch.context() as patch:
+            patch.setattr(session, "write_state", killed)
+            with pytest.raises(_KilledError):
+                resumed(run, "fixed.learning_rate=0.5", num_steps=20)
+        stale = {path.name for path in (run / "checkpoints").glob("phase-2-step-00000010-*")}
+        assert stale, "written before `train.json` could say that phase 2 began"
+        assert first.path.exists(), "nothing is given up for a phase that has not begun"
+        with monkeypatch.context() as patch:
+            patch.setattr(PhaseRun, "_heed_signals", killed)  # before its first step
+            with pytest.raises(_KilledError):
+                resumed(run, "fixed.learning_rate=1e-3", which=first.path.name, num_steps=20)
+        end, lines = resumed(run)
+        assert lines[0].startswith(f"training tiny goes on after step {first.step} of 20")
+        assert end.exit_code == 0
+        assert {record.learning_rate for record in steps_of(run, 2)} == {1e-3}
+
+    def test_back_again_and_again_each_kill_test_gets_a_number_of_its_own(
+        self, tmp_path: Path
+    ) -> None:
+        run_of(tmp_path, num_steps=45)
+        run = tmp_path / "run"
+        first = checkpoint.found_in(run / "checkpoints", up_to_phase=1)[0].path
+        numbers = [state_of(run)["stops"]["number"]]
+        kept = first.read_bytes()
+        for rate in ("0.02", "0.03"):
+            first.write_bytes(kept)  # only the last two and the best are kept
+            resumed(run, f"fixed.learning_rate={rate}", which=first.name)
+            numbers.append(state_of(run)["stops"]["number"])
+        assert numbers == [3, 4, 5]
+        assert json_of(run)["num_tests"] == 5
+
+    def test_a_test_that_began_behind_the_last_checkpoint_counts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(PhaseRun, "_is_due", lambda *_, **__: False)
+        monkeypatch.setattr(PhaseRun, "_finish", killed)
+        with pytest.raises(_KilledError):
+            run_of(tmp_path, num_steps=45)
+        assert json_of(tmp_path / "run")["num_tests"] == 3

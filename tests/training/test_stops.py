@@ -116,3 +116,11 @@ def test_changed_settings_start_a_fresh_test_with_less_to_spend() -> None:
     state, other = by.state_dict(), stops()
     other.load_state_dict(state, with_fresh_test=True)
     assert (other.num_tests, other.evidence) == (2, 1.0)
+
+
+def test_a_fresh_test_comes_behind_those_of_a_stretch_given_up() -> None:
+    state, other = stops().state_dict(), stops()
+    other.load_state_dict(state, with_fresh_test=True, num_tests=7)
+    assert other.num_tests == 8
+    other.load_state_dict(state, with_fresh_test=False, num_tests=7)
+    assert other.num_tests == 1, "as it was, it goes on as if it had not been interrupted"

@@ -203,6 +203,33 @@ class TestStopped:
         assert steps_of(tmp_path / "run", 1)[-1].step == end.step, "what was given up is kept"
         assert steps_of(tmp_path / "run", 2)[-1].step == 40
 
+    def test_fifty_steps_in_a_row_that_change_nothing_stop_it(self, tmp_path: Path) -> None:
+        end, _ = run_of(tmp_path, "fixed.behaviour=nan_loss", num_steps=120)
+        assert (end.kind, end.exit_code, end.step) == (EndKind.STOPPED, 3, 50)
+        assert end.outcome == "nothing_trained"
+        words = "nothing was trained: the last 50 steps changed no parameter"
+        assert end.lines[0] == f"CRITICAL stopped at step 50 of 120: {words}"
+        assert end.lines[1].startswith("look at the task's loss and the data")
+        with pytest.raises(UsageError, match=r"would stop there again\. look at the task's loss"):
+            resumed(tmp_path / "run")
+        end, _ = resumed(tmp_path / "run", "fixed.learning_rate=1e-4", num_steps=130)
+        assert end.step > 51, "other settings get fifty steps of their own"
+
+    def test_all_steps_without_a_change_are_not_done(self, tmp_path: Path) -> None:
+        end, _ = run_of(tmp_path, "fixed.behaviour=nan_loss", num_steps=10)
+        assert (end.kind, end.exit_code) == (EndKind.DONE, 3)
+        assert end.lines[0].startswith("CRITICAL nothing was trained: none of 10 steps")
+
+    def test_a_probe_of_nan_is_a_warning_each_epoch_and_not_done(self, tmp_path: Path) -> None:
+        end, lines = run_of(tmp_path, "fixed.behaviour=nan_probe", num_steps=10)
+        assert (end.kind, end.exit_code) == (EndKind.DONE, 3)
+        assert end.lines[0].startswith("CRITICAL the last probe loss is NaN or Inf: look at")
+        assert not any(line.startswith("done") for line in end.lines)
+        for epoch in (1, 2):
+            start = f"WARNING epoch {epoch}: the probe loss is NaN or Inf"
+            assert sum(line.startswith(start) for line in lines) == 1
+        assert not any("healthy so far" in line for line in lines)
+
     def test_a_loss_far_above_its_start_stops_it(self, tmp_path: Path) -> None:
         end, _ = run_of(tmp_path, "fixed.behaviour=diverge", num_steps=120)
         assert end.outcome == "diverged"
