@@ -248,8 +248,12 @@ class Cluster:
         return answer["address"]
 
     def remove_folder(self) -> None:
-        """Remove Ray's files; nothing in them is needed again."""
+        """Remove Ray's files; nothing in them is needed again.
+
+        Once more those of killed drivers, too: their last processes may have written since.
+        """
         shutil.rmtree(self._folder, ignore_errors=True)
+        remove_stale_folders()
 
     @property
     def storage(self) -> Path:
