@@ -10,8 +10,7 @@ from stability_search.tasks.clips import ClipData, Recording, Units, clip_data
 from stability_search.tasks.ctc import num_frames_needed
 from stability_search.tasks.own_folder import (
     Array,
-    files_of,
-    read_arrays,
+    read_split,
     refuse,
     require_folder,
     sparse_labels,
@@ -62,12 +61,7 @@ def read_folder(folder: Path, units: Units, *, time_stride: int) -> ClipData:
 def _read_split(folder: Path, problems: list[str]) -> dict[str, Recording]:
     """Return the readable clips of a split by `split/file.npz`; note what is wrong with others."""
     clips = {}
-    for file in files_of(folder, "clip", problems):
-        name = f"{folder.name}/{file.name}"
-        arrays = read_arrays(file)
-        if isinstance(arrays, str):
-            problems.append(f"{name} {arrays}")
-            continue
+    for name, arrays in read_split(folder, "clip", problems):
         labels = arrays.pop("labels", None)
         found = [*_wrong_labels(labels), *_wrong_streams(arrays)]
         problems += [f"{name} {problem}" for problem in found]

@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,15 @@ def require_folder(folder: Path) -> None:
         )
 
 
-def files_of(folder: Path, what: str, problems: list[str]) -> list[Path]:
-    """Return the .npz files of a split in order; note it if there are none.
+def read_split(
+    folder: Path, what: str, problems: list[str]
+) -> Iterator[tuple[str, dict[str, Array]]]:
+    """Yield what each readable .npz file of a split holds, in order, with its `split/file.npz`.
 
     Args:
         folder: The split's folder.
         what: One sample, in a word.
-        problems: Where a fault is noted.
+        problems: Where it is noted that there are no files, or that one cannot be read.
     """
     files = sorted(folder.glob("*.npz"))
     if not files:
@@ -46,10 +48,16 @@ def files_of(folder: Path, what: str, problems: list[str]) -> list[Path]:
             f"{folder.name}/ must hold one .npz file for each {what}, but it "
             f"{'holds none' if folder.is_dir() else 'is not there'}"
         )
-    return files
+    for file in files:
+        name = f"{folder.name}/{file.name}"
+        arrays = _arrays(file)
+        if isinstance(arrays, str):
+            problems.append(f"{name} {arrays}")
+        else:
+            yield name, arrays
 
 
-def read_arrays(file: Path) -> dict[str, Array] | str:
+def _arrays(file: Path) -> dict[str, Array] | str:
     """Return what a file holds, by name; or what is wrong with it."""
     try:
         with file.open("rb") as opened:  # here: numpy leaves a file open that it cannot read

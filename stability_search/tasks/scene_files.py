@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 
 from stability_search.tasks.own_folder import (
-    files_of,
-    read_arrays,
+    read_split,
     refuse,
     require_folder,
     sparse_labels,
@@ -87,21 +86,16 @@ def _scaled(scene: Scene, mean: float, factor: float) -> Scene:
 
 def _read_split(folder: Path, split: str, faults: list[str]) -> dict[str, Scene]:
     scenes = {}
-    for file in files_of(folder / split, "scene", faults):
-        name = f"{split}/{file.name}"
+    for name, arrays in read_split(folder / split, "scene", faults):
         found: list[str] = []
-        scene = _read_scene(file, found)
+        scene = _read_scene(arrays, found)
         faults += [f"{name}: {fault}" for fault in found]
         if scene is not None:
             scenes[name] = scene
     return scenes
 
 
-def _read_scene(file: Path, faults: list[str]) -> Scene | None:
-    arrays = read_arrays(file)
-    if isinstance(arrays, str):
-        faults.append(f"it {arrays}")
-        return None
+def _read_scene(arrays: dict[str, npt.NDArray[np.generic]], faults: list[str]) -> Scene | None:
     image = _array(arrays, "image", ("height, width", "height, width, channels"), faults)
     boxes = _array(arrays, "boxes", ("objects, 4",), faults)
     labels = _array(arrays, "labels", ("objects",), faults)

@@ -8,8 +8,7 @@ import numpy as np
 
 from stability_search.tasks.own_folder import (
     Array,
-    files_of,
-    read_arrays,
+    read_split,
     refuse,
     require_folder,
     sparse_labels,
@@ -47,12 +46,7 @@ def read_folder(folder: Path) -> UtteranceData:
 def _read_split(folder: Path, problems: list[str]) -> dict[str, Recording]:
     """Return a split's readable utterances by `split/file.npz`; note what is wrong with others."""
     recordings = {}
-    for file in files_of(folder, "utterance", problems):
-        name = f"{folder.name}/{file.name}"
-        arrays = read_arrays(file)
-        if isinstance(arrays, str):
-            problems.append(f"{name} {arrays}")
-            continue
+    for name, arrays in read_split(folder, "utterance", problems):
         found = [*_wrong_frames(arrays), *_wrong_label(arrays)]
         problems += [f"{name} {problem}" for problem in found]
         if not found:
