@@ -5,11 +5,9 @@ text and nulls only, in nullable types, so that `groupby(..., dropna=False)` kee
 is off. The same rows give the same bytes.
 """
 
-import csv
 import io
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from stability_search.files import write_whole
 from stability_search.records import Json, Outcome, Stage, TrialRow, Verdict
 from stability_search.scoring import S_V1, RunScore, probe_levels
 from stability_search.settings import EngineSettings, StudySettings
+from stability_search.spreadsheet import csv_text
 from stability_search.standing import (
     ConfigurationStanding,
     configuration_standings,
@@ -49,7 +48,6 @@ _PANDAS: Mapping[pa.DataType, Any] = {
 }
 _TABLES: tuple[TableName, ...] = ("trials", "configurations")
 _INT64_LIMIT = 2**63
-_FORMULA_START = re.compile(r"^\s*[=+\-@|%\t\r\n]")
 _TRIAL_FACTS = tuple(column.name for column in COLUMNS if column.table == "trials")
 _STAGES = tuple(Stage)
 
@@ -211,17 +209,7 @@ def to_csv(frame: pd.DataFrame) -> str:
 
     Text that starts like a formula gets an apostrophe in front; null is the empty cell.
     """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_inert(str(name)) for name in frame.columns])
-    for record in records(frame):
-        writer.writerow(
-            [
-                "" if value is None else _inert(value) if isinstance(value, str) else value
-                for value in record.values()
-            ]
-        )
-    return out.getvalue()
+    return csv_text([str(n) for n in frame.columns], (r.values() for r in records(frame)))
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -470,11 +458,6 @@ def _huge(value: int) -> float | None:
 def _text(value: str) -> str:
     """Return text that UTF-8 can hold: lone surrogates are written out."""
     return value.encode("utf-8", "backslashreplace").decode()
-
-
-def _inert(value: str) -> str:
-    lines = value.replace("\r\n", "\n").replace("\r", "\n")  # csv leaves a bare \r unquoted
-    return f"'{lines}" if _FORMULA_START.match(lines) else lines
 
 
 def _to_arrow(table: TableName, frame: pd.DataFrame) -> pa.Table:

@@ -1,0 +1,38 @@
+"""Rows as CSV text that a spreadsheet does not execute."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+
+from stability_search.records import Scalar
+
+_FORMULA_START = re.compile(r"^\s*[=+\-@|%\t\r\n]")
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Iterable[Scalar]]) -> str:
+    """Return a table as CSV.
+
+    Args:
+        header: The names of the columns.
+        rows: Their values; None is the empty cell.
+
+    Returns:
+        Lines that end in a line feed. Text that starts like a formula has an apostrophe in front.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([_inert(name) for name in header])
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return out.getvalue()
+
+
+def _cell(value: Scalar) -> Scalar:
+    if value is None:
+        return ""
+    return _inert(value) if isinstance(value, str) else value
+
+
+def _inert(value: str) -> str:
+    lines = value.replace("\r\n", "\n").replace("\r", "\n")  # csv leaves a bare \r unquoted
+    return f"'{lines}" if _FORMULA_START.match(lines) else lines
