@@ -123,6 +123,10 @@ class SpeechLora:
         logits: Tensor = model(batch.frames, batch.padding)
         return F.cross_entropy(logits.float(), batch.labels)
 
+    def probe_loss(self, model: nn.Module, batch: UtteranceBatch) -> Tensor:
+        """Return `loss`: no setting of this task changes what it measures."""
+        return self.loss(model, batch)
+
     def metrics(self, model: nn.Module, batch: UtteranceBatch) -> dict[str, float]:
         """Measure `accuracy`, the share of utterances whose speaker comes first, 1 is perfect."""
         with torch.no_grad():

@@ -187,6 +187,10 @@ class Teacher:
             zero_infinity=False,
         )
 
+    def probe_loss(self, model: nn.Module, batch: ClipBatch) -> Tensor:
+        """Return `loss`: no setting of this task changes what it measures."""
+        return self.loss(model, batch)
+
     def metrics(self, model: nn.Module, batch: ClipBatch) -> dict[str, float]:
         """Measure the word error rate of greedy decoding.
 

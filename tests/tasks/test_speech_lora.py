@@ -26,6 +26,7 @@ from stability_search.tasks.base import (
     HasBatchCheck,
     HasInitGainParameters,
     HasMetrics,
+    HasProbeLoss,
     Task,
 )
 from stability_search.tasks.lora import LoraLinear
@@ -57,8 +58,9 @@ def batch_of(task: SpeechLora, size: int = 4) -> UtteranceBatch:
 
 
 def probe_loss(task: SpeechLora, model: nn.Module) -> float:
+    model.eval()
     with torch.no_grad():
-        return statistics.mean(task.loss(model.eval(), batch).item() for batch in task.probe())
+        return statistics.mean(task.probe_loss(model, batch).item() for batch in task.probe())
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,7 @@ def test_every_form_keeps_the_contract(changed: dict[str, Any]) -> None:
     for protocol in (Task, HasBaseline, HasMetrics, HasInitGainParameters, HasAblations):
         assert isinstance(task, protocol)
     assert isinstance(task, HasBatchCheck)
+    assert isinstance(task, HasProbeLoss)
 
 
 def test_no_argument_is_named_like_a_setting_or_a_column() -> None:

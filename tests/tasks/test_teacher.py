@@ -18,6 +18,7 @@ from stability_search.tasks.base import (
     HasBatchCheck,
     HasInitGainParameters,
     HasMetrics,
+    HasProbeLoss,
     Task,
 )
 from stability_search.tasks.clips import Clip, ClipBatch, collate
@@ -44,7 +45,7 @@ def batch_of(task: Teacher, size: int = 2, seed: int = 0) -> ClipBatch:
 def probe_loss(task: Teacher, model: nn.Module) -> float:
     model.eval()
     with torch.no_grad():
-        return statistics.mean(task.loss(model, batch).item() for batch in task.probe())
+        return statistics.mean(task.probe_loss(model, batch).item() for batch in task.probe())
 
 
 def train(task: Teacher, learning_rate: float, steps: int) -> nn.Module:
@@ -77,6 +78,7 @@ def test_every_form_keeps_the_contract(task: Teacher) -> None:
     assert isinstance(task, Task)
     assert isinstance(task, HasBaseline)
     assert isinstance(task, HasMetrics)
+    assert isinstance(task, HasProbeLoss)
     assert isinstance(task, HasInitGainParameters)
     assert isinstance(task, HasAblations)
     assert isinstance(task, HasBatchCheck)
