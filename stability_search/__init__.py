@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # type checkers see the real names; at run time `__getattr__` loads them
     from stability_search.alarms import AlarmWatch
     from stability_search.engine import GuardedEngine, cap_logits
+    from stability_search.run_tables import read_run
     from stability_search.search.study import run
     from stability_search.settings import AlarmSettings, EngineSettings
-    from stability_search.table import read_run
 
 __version__ = "0.1.0"
 
@@ -40,7 +40,7 @@ _HOMES = {
     "EngineSettings": "stability_search.settings",
     "GuardedEngine": "stability_search.engine",
     "cap_logits": "stability_search.engine",
-    "read_run": "stability_search.table",
+    "read_run": "stability_search.run_tables",
     "run": "stability_search.search.study",
 }
 

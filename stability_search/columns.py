@@ -1,15 +1,15 @@
-"""Every column of the two tables: its type, its unit and what it means.
+"""Every column of the three tables: its type, its unit and what it means.
 
-One column per setting stands after these, named like the setting and typed by its values; then
-`metric_NAME_first` and `metric_NAME_last` for each metric of the task (trials only). Null means
-not measured, not finite, or, for a setting, off or inactive.
+In `trials` and `configurations` one column per setting stands after these, named like the setting
+and typed by its values; then, in `trials`, `metric_NAME_first` and `metric_NAME_last` for each
+metric of the task. Null means not measured, not finite, or, for a setting, off or inactive.
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 Dtype: TypeAlias = Literal["string", "Int64", "Float64", "boolean"]
-TableName: TypeAlias = Literal["trials", "configurations"]
+TableName: TypeAlias = Literal["trials", "configurations", "steps"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +18,7 @@ class Column:
 
     Attributes:
         table: The table it belongs to.
-        name: Its name, the same in Parquet and CSV.
+        name: Its name, the same in every file.
         dtype: Its nullable pandas type.
         unit: Its unit or range; empty for text and identifiers.
         meaning: What it says.
@@ -63,6 +63,8 @@ control_q | Float64 | [0, 1] | Run score of that run as a whole; null likewise, 
 control_num_steps | Int64 | steps | Attempted steps of that run, those before the kill included.
 started_at | string | UTC, ISO 8601 | When the trial started.
 node | string | | Host that ran it.
+fingerprint | string | | Short hash of what can change its numbers there: versions, CPU, GPU, the
+    task's files; `environment.json` says what it stands for.
 device | string | | `cpu`, or the name of the GPU.
 fp16_kind | string | | How fp16 was computed: `emulated` or `native` on a CPU, `cuda` on a GPU;
     null in another precision.
@@ -159,19 +161,60 @@ search_q | Float64 | [0, 1] | Run score of its search trial; null if it was not 
     search.
 """
 
+_STEPS = """
+trial_id | string | | The trial it is a step of.
+attempt | Int64 | >= 1 | The attempt of that trial.
+step | Int64 | >= 1 | Attempted step of the trial.
+label | string | | `ok`, `calibration`, `bad` or `data`.
+reason | string | | Why, as a short phrase; empty for `ok`.
+loss | Float64 | loss | Mean over all micro-batches before the update; null if any was not finite.
+is_loss_finite | boolean | | False if the loss of any micro-batch was NaN or infinite.
+grad_norm | Float64 | L2 norm | Of the unscaled gradients before clipping; null if not finite or
+    if no backward pass ran.
+is_grad_finite | boolean | | False if a backward pass gave NaN or infinity.
+clipped | boolean | | True if clipping made the gradient smaller.
+is_applied | boolean | | True if the optimizer changed the parameters.
+learning_rate | Float64 | >= 0 | The rate of this step, after warm-up and schedule.
+scale | Float64 | | Loss scale the step ran with; null without loss scaling.
+attention_max | Float64 | logit | Largest attention logit of the step, before cap and mask, of the
+    first attention; for fused attention without a cap a bound on it, up to a few times larger.
+clamp_frac | Float64 | [0, 1] | Share of attention outputs outside the clamp, before it acted.
+cap_frac | Float64 | [0, 1] | Share of attention logits beyond the cap, before it acted.
+batch_index | Int64 | >= 0 | Place in the trial's stream of the first micro-batch at fault; null if
+    none was.
+first_nonfinite_module | string | | Module that first turned finite values non-finite; null if none
+    did.
+first_nonfinite_phase | string | | `forward`, `loss`, `backward` or `update`; null likewise.
+last_finite_max | Float64 | | Largest absolute value that went into that module or loss, or came
+    back to it as a gradient, while all was finite.
+is_transient | boolean | | True if the fault did not show again on the same inputs; null where
+    nobody looked.
+update_ratio | Float64 | >= 0 | RMS of the update over RMS of the weights, of one weight matrix, in
+    every fourth step the next; null in the others.
+zero_grad_frac | Float64 | [0, 1] | Share of exact zeros in the gradient of the same matrix; null
+    likewise.
+grad_rms_over_eps | Float64 | >= 0 | Smallest RMS of a weight matrix's gradient, after clipping,
+    over Adam's `eps`; null likewise.
+loss_terms | string | JSON | Named terms of the loss, a mean over the micro-batches each; `{}`
+    where they have no names.
+evidence | Float64 | >= 0 | E_t of the kill rule after this step; kills at 1/`prune.false_kill`.
+step_s | Float64 | s | Wall-clock time of the step.
+"""
+
 COLUMNS: tuple[Column, ...] = (
     *_columns("trials", _TRIALS),
     *_columns("configurations", _CONFIGURATIONS),
+    *_columns("steps", _STEPS),
 )
 
-RESERVED_NAMES: frozenset[str] = frozenset(column.name for column in COLUMNS)
-"""Names that no setting of a task may have: they are columns already."""
+RESERVED_NAMES: frozenset[str] = frozenset(c.name for c in COLUMNS if c.table != "steps")
+"""Names that no setting of a task may have: they are columns of the table it would stand in."""
 
 
 def as_markdown() -> str:
-    """Return both tables of columns as Markdown, as they stand in `report/README.md`."""
+    """Return the columns of each table as Markdown, as they stand in `report/README.md`."""
     lines = []
-    for table in ("trials", "configurations"):
+    for table in get_args(TableName):
         lines += [
             f"### `{table}`",
             "",

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from stability_search.records import Scalar
 
-_FORMULA_START = re.compile(r"^\s*[=+\-@|%\t\r\n]")
+# Blank and unseen characters may stand before it; the last four are full-width forms of + - = @.
+_FORMULA_START = re.compile(
+    r"^[\s\x00-\x1f\xad\u200b-\u200f\u2060\ufeff]*[=+\-@|%\t\r\n\uff0b\uff0d\uff1d\uff20]"
+)
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Iterable[Scalar]]) -> str:

@@ -43,6 +43,16 @@ _READ_ERRORS = (OSError, ValueError, TypeError, pa.ArrowException)
 _FIELD_NAMES = tuple(spec.name for spec in dataclasses.fields(StepRecord))
 
 
+def step_file_name(trial_id: str, attempt: int = 1) -> str:
+    """Return the name of the step file of one attempt of a trial.
+
+    Args:
+        trial_id: A plain file name.
+        attempt: 1, or more after an `infrastructure` end.
+    """
+    return f"{trial_id}.parquet" if attempt == 1 else f"{trial_id}-attempt{attempt}.parquet"
+
+
 class DamagedStepFileError(UsageError):
     """A step file that cannot be read, or whose row does not match its checksum."""
 
@@ -110,8 +120,21 @@ def read_steps(path: Path) -> list[StepRecord]:
     Raises:
         DamagedStepFileError: The file is missing, damaged, or not a step file.
     """
+    return [_from_cells(cells) for cells in read_step_table(path).to_pylist()]
+
+
+def read_step_table(path: Path) -> pa.Table:
+    """Read the same as columns; every value is held to the file's checksum.
+
+    Returns:
+        A table of `step_schema()`.
+
+    Raises:
+        DamagedStepFileError: The file is missing, damaged, or not a step file.
+    """
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(use_threads=False)  # many small files: threads would only cost
         stored = (table.schema.metadata or {}).get(_STEPS_SUM_KEY, b"")
         is_intact = stored.decode() == _steps_checksum(table)
     except _READ_ERRORS as error:
@@ -120,7 +143,7 @@ def read_steps(path: Path) -> list[StepRecord]:
         raise _damaged(path, "its columns are not those of a step file")
     if not is_intact:
         raise _damaged(path, "the steps do not match their checksum")
-    return [_from_cells(cells) for cells in table.to_pylist()]
+    return table
 
 
 def read_row(path: Path) -> TrialRow:

@@ -1,4 +1,4 @@
-"""Rows of the ledger become two tables whose every column is declared in `columns.py`.
+"""Rows of the ledger become tables whose every column is declared in `columns.py`.
 
 `trials` has a row per trial, `configurations` a row per `config_id`. Both hold finite numbers,
 text and nulls only, in nullable types, so that `groupby(..., dropna=False)` keeps a setting that
@@ -34,19 +34,25 @@ from stability_search.yardstick import Yardstick, readings, refused, yardstick
 STABLE_Q = S_V1.alive_q
 """A completed trial counts as stable from this run score on."""
 
-_ARROW: Mapping[Dtype, pa.DataType] = {
+ARROW_TYPES: Mapping[Dtype, pa.DataType] = {
     "string": pa.string(),
     "Int64": pa.int64(),
     "Float64": pa.float64(),
     "boolean": pa.bool_(),
 }
-_PANDAS: Mapping[pa.DataType, Any] = {
+"""How a declared type is stored."""
+
+PANDAS_TYPES: Mapping[pa.DataType, Any] = {
     pa.string(): pd.StringDtype("pyarrow"),
     pa.int64(): pd.Int64Dtype(),
     pa.float64(): pd.Float64Dtype(),
     pa.bool_(): pd.BooleanDtype(),
 }
-_TABLES: tuple[TableName, ...] = ("trials", "configurations")
+"""How a stored type is read: every one of them has a null."""
+
+STORED_TABLES: tuple[TableName, ...] = ("trials", "configurations")
+"""The tables that are files of a run directory; `steps` is a folder of them."""
+
 _INT64_LIMIT = 2**63
 _TRIAL_FACTS = tuple(column.name for column in COLUMNS if column.table == "trials")
 _STAGES = tuple(Stage)
@@ -54,7 +60,7 @@ _STAGES = tuple(Stage)
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Tables:
-    """The two tables of a study.
+    """The two tables of a study that its driver writes; the third is its step files.
 
     Attributes:
         trials: A row per trial, by stage, index and attempt.
@@ -166,7 +172,7 @@ def write_tables(tables: Tables, folder: Path) -> tuple[Path, ...]:
         StoppedEarlyError: The disk is full or the folder cannot be written.
     """
     written = []
-    for name in _TABLES:
+    for name in STORED_TABLES:
         frame: pd.DataFrame = getattr(tables, name)
         sink = io.BytesIO()
         pq.write_table(_to_arrow(name, frame), sink, compression="zstd")
@@ -174,34 +180,6 @@ def write_tables(tables: Tables, folder: Path) -> tuple[Path, ...]:
         write_whole(folder / f"{name}.csv", to_csv(frame))
         written += [folder / f"{name}.parquet", folder / f"{name}.csv"]
     return tuple(written)
-
-
-def read_run(path: str | Path) -> Tables:
-    """Read the tables of a finished run from its two Parquet files.
-
-    Args:
-        path: The run directory.
-
-    Raises:
-        UsageError: A file is missing or is not one of ours.
-    """
-    frames = {}
-    for name in _TABLES:
-        file = Path(path) / f"{name}.parquet"
-        try:
-            table = pq.ParquetFile(file).read()
-        except FileNotFoundError:
-            raise UsageError(
-                f"A run directory must hold {name}.parquet, but {path} does not.",
-                hint="`stability-search report RUN` makes it from the ledger.",
-            ) from None
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UsageError(
-                f"{file} must be a Parquet file, but could not be read: {error}.",
-                hint="`stability-search report RUN` makes it again from the ledger.",
-            ) from None
-        frames[name] = table.to_pandas(types_mapper=_PANDAS.get)
-    return Tables(trials=frames["trials"], configurations=frames["configurations"])
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -425,7 +403,9 @@ def _frame(
     """Make a table of the declared columns and, after them, the study's own."""
     types = {c.name: c.dtype for c in COLUMNS if c.table == table} | dict(extra)
     arrays = {
-        name: pd.array([_cell(row.get(name), dtype) for row in rows], dtype=_PANDAS[_ARROW[dtype]])
+        name: pd.array(
+            [_cell(row.get(name), dtype) for row in rows], dtype=PANDAS_TYPES[ARROW_TYPES[dtype]]
+        )
         for name, dtype in types.items()
     }
     return pd.DataFrame(arrays)
@@ -472,7 +452,7 @@ def _to_arrow(table: TableName, frame: pd.DataFrame) -> pa.Table:
 
 
 def _arrow_type(dtype: Any) -> pa.DataType:  # noqa: ANN401 - pandas has no common dtype type
-    return next(arrow for arrow, pandas in _PANDAS.items() if pandas == dtype)
+    return next(arrow for arrow, pandas in PANDAS_TYPES.items() if pandas == dtype)
 
 
 def _metadata(column: Column | None) -> dict[str, str] | None:

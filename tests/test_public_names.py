@@ -40,9 +40,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_a_name_is_loaded_on_first_use_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = types.ModuleType("stability_search.table")
+    fake = types.ModuleType("stability_search.run_tables")
     fake.read_run = lambda run: run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "stability_search.table", fake)
+    monkeypatch.setitem(sys.modules, "stability_search.run_tables", fake)
     monkeypatch.delitem(stability_search.__dict__, "read_run", raising=False)
 
     assert stability_search.read_run("a run") == "a run"

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from stability_search.columns import COLUMNS, as_markdown
 from stability_search.errors import UsageError
 from stability_search.records import Outcome, Stage, TrialRow, TrialSummary
+from stability_search.run_tables import read_run
 from stability_search.settings import StudySettings
 from stability_search.standing import score_trial
 from stability_search.table import (
     Tables,
     build_tables,
     check_setting_names,
-    read_run,
     records,
     study_yardsticks,
     to_csv,

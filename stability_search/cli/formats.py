@@ -34,28 +34,37 @@ def print_formatted(
     Args:
         chosen: The form.
         lines: The finding for a reader; hostile text in it is made inert here.
-        rows: The finding for a spreadsheet, with the same keys in every row; null is empty.
-        document: The finding for a program; its numbers must be finite.
+        rows: The finding for a spreadsheet, with the same keys in every row; null is empty. Of
+            no rows nothing is printed, not even a header.
+        document: The finding for a program.
 
     Raises:
         StoppedEarlyError: Standard output cannot be written.
-        ValueError: The document holds a number that is not finite.
+        ValueError: A number in the form that was asked for is not finite.
     """
     match chosen:
         case Format.TABLE:
             print_data(*(inert(line) for line in lines))
         case Format.JSON:
-            print_data(json.dumps(document, indent=2, allow_nan=False))
-        case Format.CSV:
+            print_data(_json(document, indent=2))
+        case Format.CSV if rows:
             print_data(*_csv(rows).splitlines())
 
 
+def _json(value: Json, *, indent: int | None = None) -> str:
+    """Return strict JSON in ASCII, with nothing in it that a terminal acts on."""
+    return json.dumps(value, indent=indent, allow_nan=False)
+
+
 def _csv(rows: Sequence[Mapping[str, Json]]) -> str:
-    header = tuple(rows[0]) if rows else ()
-    return csv_text(header, ([_cell(row[name]) for name in header] for row in rows))
+    names = tuple(rows[0])
+    cells = ([_cell(row[name]) for name in names] for row in rows)
+    return csv_text([inert(name) for name in names], cells)
 
 
 def _cell(value: Json) -> Scalar:
     if isinstance(value, str):
         return inert(value)
-    return json.dumps(value, allow_nan=False) if isinstance(value, list | dict) else value
+    if value is None or isinstance(value, bool | int):
+        return value
+    return float(_json(value)) if isinstance(value, float) else _json(value)
