@@ -13,7 +13,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from stability_search.files import cannot_write
-from stability_search.records import StepLabel, StepRecord
+from stability_search.records import StepRecord
+from stability_search.scalars import step_scalars
 from stability_search.training.history import EpochPoint
 
 
@@ -44,17 +45,7 @@ class ScalarWriter:
 
     def add_step(self, record: StepRecord) -> None:
         """Add what one step showed."""
-        values: dict[str, float | None] = {
-            "train/loss": record.loss,
-            "train/grad_norm": record.grad_norm,
-            "train/learning_rate": record.learning_rate,
-            "train/loss_scale": record.scale,
-            "train/attention_max": record.attention_max,
-            "train/evidence": record.evidence,
-            "train/is_bad": float(record.label is StepLabel.BAD),
-            **{f"loss_terms/{name}": value for name, value in record.loss_terms.items()},
-        }
-        self._add(record.step, values)
+        self._add(record.step, step_scalars(record))
 
     def add_epoch(self, point: EpochPoint) -> None:
         """Add what one epoch showed."""
