@@ -1,6 +1,7 @@
 """`diagnosis.json` and `diagnosis.md`, and the table that the terminal shows."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -14,6 +15,7 @@ from stability_search.records import Json
 SCHEMA = "stability-search/diagnosis/1"
 MAX_FIELDS = 12  # of a batch that the terminal shows; diagnosis.md has all
 _SPECIAL = "\\`*_[]|~$<>#"
+_LIST_MARK = re.compile(r"^([-+=]|\d{1,9}[.)](?= |$))")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,7 +239,8 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
 def inert(text: str) -> str:
     """Return text that Markdown shows as it is, on one line."""
     one_line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    escaped = "".join(f"\\{c}" if c in _SPECIAL else c for c in one_line)
+    escaped = "".join(f"\\{c}" if c in _SPECIAL else c for c in one_line).replace("&", "&amp;")
+    escaped = _LIST_MARK.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", escaped)
     return escaped.replace("@", "&#64;").replace("://", "&#58;//")
 
 

@@ -9,11 +9,20 @@ from typing import Any
 from stability_search.records import PROOF_STEPS, Outcome
 from stability_search.report.alarms import alarm_sentences
 from stability_search.report.context import Row, View
-from stability_search.report.wording import count, number, plain, setting_value
+from stability_search.report.grouping import applying
+from stability_search.report.wording import count, number, outcomes_text, plain, setting_value
 
-_MIN_GROUP = 3  # trials a group needs before its share means anything
+_MIN_GROUP = 5  # trials a group needs before its share means anything
 _MIN_CONTRAST = 0.2
 _MAX_GROUPS = 8
+# Factors of the run score, and what a trial lacked whose smallest one it is; of equal ones the
+# first counts.
+_LACKED = {
+    "progress": "too little progress",
+    "kept": "a gain lost again",
+    "smooth": "lasting loss spikes",
+    "calm": "too many bad steps",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,13 +52,13 @@ class Contrast:
 
 
 def contrasts(view: View, rows: Sequence[Row]) -> list[Contrast]:
-    """Compare the values of every setting with few values, strongest first."""
+    """Compare the values of every setting with few values where it applies, strongest first."""
     found = []
     for name in view.report.varying:
         if name == "learning_rate":
             continue
         groups: dict[Any, list[bool]] = {}
-        for row in rows:
+        for row in applying(rows, name, view.report.varying):
             groups.setdefault(row.get(name), []).append(bool(row["is_stable"]))
         if len(groups) > _MAX_GROUPS:
             continue
@@ -74,29 +83,48 @@ def what_broke(view: View) -> list[str]:
     if not rows:
         return []
     stable = sum(bool(row["is_stable"]) for row in rows)
-    sentences = [
-        f"{stable:,} of {count(len(rows), 'search trial')} completed with q of at least 1/2."
-    ]
+    share = f"{stable:,} of {count(len(rows), 'search trial')}"
+    sentences = [f"{share} {'was' if stable == 1 else 'were'} stable.{_others_text(rows)}"]
+    broken = [row for row in view.results if row["first_bad_step"] is not None]
     modules = Counter(
-        (row["first_nonfinite_module"], row["first_nonfinite_phase"])
-        for row in rows
-        if row["first_nonfinite_module"]
+        (row["first_nonfinite_module"], row["first_nonfinite_phase"]) for row in broken
     )
-    if modules:
+    unknown = sum(n for (module, _), n in modules.items() if not module)
+    modules = Counter({key: n for key, n in modules.items() if key[0]})
+    if unknown > max(modules.values(), default=0):
+        sentences.append(
+            f"In {unknown:,} of {count(len(broken), 'trial')} of all stages with a bad step no "
+            "module was seen to turn non-finite first."
+        )
+    elif modules:
         (module, phase), seen = min(modules.items(), key=lambda item: (-item[1], str(item[0])))
         where = f" in the {plain(phase)} pass" if phase in {"forward", "backward"} else ""
         sentences.append(
-            f"Non-finite values were first seen in {plain(module)}{where}, "
-            f"in {count(seen, 'trial')}."
+            f"Non-finite values were first seen in {plain(module)}{where}, in {seen:,} of "
+            f"{count(len(broken), 'trial')} of all stages with a bad step."
         )
     strongest = next(iter(contrasts(view, rows)), None)
     if strongest is not None and strongest.size >= _MIN_CONTRAST:
         sentences.append(
-            f"{strongest.name} told them apart most: "
+            f"Search trials differed most in {strongest.name}: "
             f"{_share(strongest.best, strongest.best_counts)}, "
-            f"{_share(strongest.worst, strongest.worst_counts)}."
+            f"{_share(strongest.worst, strongest.worst_counts)} (as tried, other settings not "
+            "held equal)."
         )
     return sentences
+
+
+def _others_text(rows: Sequence[Row]) -> str:
+    """Say how the trials ended that were not stable, and what the weak ones lacked."""
+    others = [row for row in rows if not row["is_stable"]]
+    weak = [row for row in others if row["outcome"] == Outcome.COMPLETED]
+    stopped = [row for row in others if row["outcome"] != Outcome.COMPLETED]
+    parts = [outcomes_text(stopped)] if stopped else []
+    if weak:
+        lacked = Counter(min(_LACKED, key=lambda name: row[name] or 0.0) for row in weak)
+        why = ", ".join(f"{_LACKED[name]} in {lacked[name]:,}" for name in _LACKED if lacked[name])
+        parts.append(f"{len(weak):,} completed with a run score q below 1/2 ({why})")
+    return f" The others: {', '.join(parts)}." if parts else ""
 
 
 def what_to_widen(view: View) -> str:
@@ -106,6 +134,9 @@ def what_to_widen(view: View) -> str:
     closest = view.by_id.get(view.verdict.closest or "")
     if not rates:
         return "Run more trials: too few ended to say which setting to widen."
+    found = _precision_hint(view) or _progress_hint(view, closest)
+    if found:
+        return found
     if "learning_rate" not in view.report.varying:
         return "Let learning_rate vary: it is the setting that most often decides stability."
     found = _step_hint(rows, rates[0])
@@ -130,8 +161,42 @@ def _step_hint(rows: Sequence[Row], low: float) -> str:
     if not completed:
         return f"Widen learning_rate downwards: every trial from {number(low)} on broke."
     if all(not row["progress"] for row in completed):
+        if num_broken := len(rows) - len(completed):
+            return (
+                f"Widen learning_rate downwards: from {number(low)} on, {num_broken:,} of "
+                f"{count(len(rows), 'trial')} broke, and none that completed had learned anything."
+            )
         return "Raise trial.steps: what completed had not yet learned anything."
     return ""
+
+
+def _precision_hint(view: View) -> str:
+    """Say that fp32 is worth a try, where it alone held at the same rates; else nothing."""
+    low = [row for row in view.results if row["stage"] != "pilot"]
+    names = {view.setting(row, "precision") for row in low}
+    pilot = [row for row in view.results if row["stage"] == "pilot"]
+    held = sum(row["outcome"] == Outcome.COMPLETED for row in pilot)
+    broke = all(Outcome(row["outcome"]).is_unstable for row in low)
+    if len(low) < _MIN_GROUP or "fp32" in names or not broke or 2 * held <= len(pilot):
+        return ""
+    return (
+        f"Let precision vary: all {len(low):,} trials in {' and '.join(sorted(map(str, names)))} "
+        f"broke, while {held:,} of {count(len(pilot), 'trial')} of the pilot, in fp32, completed."
+    )
+
+
+def _progress_hint(view: View, closest: Row | None) -> str:
+    """Say that longer trials are missing, where nothing broke; else nothing."""
+    if closest is None:
+        return ""
+    factors = [closest[name] for name in _LACKED if closest[name] is not None]
+    is_short = bool(factors) and closest["progress"] == min(factors)
+    if not is_short or any(row["outcome"] != Outcome.COMPLETED for row in view.results):
+        return ""
+    return (
+        "Raise trial.steps and confirm.steps: no trial broke, and what came closest made too "
+        f"little progress (P {closest['progress']:.2f})."
+    )
 
 
 def _rate_hint(rows: Sequence[Row], closest: Row) -> str:
@@ -148,10 +213,9 @@ def _rate_hint(rows: Sequence[Row], closest: Row) -> str:
 
 def warnings(view: View) -> tuple[str, ...]:
     """Return everything to be said beside the verdict, each sentence once."""
-    found = [*view.verdict.warnings]
+    found = [*alarm_sentences(view), *view.verdict.warnings]
     for horizon in sorted(view.report.yardsticks):
         found += view.report.yardsticks[horizon].warnings
-    found += alarm_sentences(view)
     if _has_schedule(view) and view.study.trial_steps != view.study.confirm.steps:
         found.append(
             "The schedule depends on the length of a trial, and the pilot ran to "
@@ -220,7 +284,7 @@ def _memory_advice(view: View) -> list[str]:
     found = []
     sizes = {(view.setting(r, "batch_size"), view.setting(r, "accumulation_steps")) for r in rows}
     for batch, windows in sorted(size for size in sizes if None not in size):
-        if batch > 1:
+        if batch % 2 == 0:
             found.append(
                 f"Out of memory at batch_size={batch}, accumulation_steps={windows}: half the "
                 f"batch with twice the accumulation is a step of the same size (batch_size="
@@ -235,4 +299,4 @@ def _memory_advice(view: View) -> list[str]:
 
 
 def _share(value: Any, counts: tuple[int, int]) -> str:  # noqa: ANN401 - any JSON scalar
-    return f"{counts[0]:,} of {counts[1]:,} held at {setting_value(value)}"
+    return f"{counts[0]:,} of {counts[1]:,} stable at {setting_value(value)}"

@@ -7,7 +7,7 @@ from statistics import median
 from stability_search.alarms import RECENT_STEPS
 from stability_search.records import Outcome
 from stability_search.report.context import Row, View
-from stability_search.report.wording import count, number
+from stability_search.report.wording import count, number, part
 from stability_search.settings import AlarmSettings
 
 # Alarms that rose during the trials and that no column shows. `stale_epochs` is not among them:
@@ -33,13 +33,14 @@ def alarm_sentences(view: View) -> list[str]:
     """
     rows = view.seeds_of(view.headline_id) if view.headline_id else []
     alarms = view.study.alarms
+    whose = "The choice's" if view.verdict.choice else "The closest one's"
     return [
-        *_clipping(rows, alarms),
-        *_attention(rows, alarms),
-        *_gradients(rows, alarms),
-        *_updates(rows, alarms),
-        *_low_precision(view, rows),
-        *_during_training(rows, alarms),
+        *_clipping(whose, rows, alarms),
+        *_attention(whose, rows, alarms),
+        *_gradients(whose, rows, alarms),
+        *_updates(whose, rows, alarms),
+        *_low_precision(view, whose, rows),
+        *_during_training(whose, rows, alarms),
     ]
 
 
@@ -51,23 +52,27 @@ def _largest(rows: Sequence[Row], name: str) -> float | None:
     return max(_measured(rows, name), default=None)
 
 
-def _clipping(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
+def _clipping(whose: str, rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
     clipped = _largest(rows, "clip_frac")
     if clipped is None or clipped <= alarms.clip_frac:
         return []
-    share = f"{clipped:.0%} of its updates were clipped (alarm at {alarms.clip_frac:.0%})"
-    return [f"{share}: clipping acts as a hidden cut of the learning rate."]
+    share = f"{part(clipped)} of them on its worst seed (alarm at {part(alarms.clip_frac)})"
+    meaning = "Clipping acts as a hidden cut of the learning rate."
+    return [f"{whose} updates were clipped: {share}. {meaning}"]
 
 
-def _attention(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
+def _attention(whose: str, rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
     found = []
-    for name, limit, what in (
-        ("clamp_frac", alarms.clamp_frac, "outputs lay beyond the clamp: masked, not cured"),
-        ("cap_frac", alarms.cap_frac, "logits lay beyond the cap: training depends on it"),
+    for name, limit, what, meaning in (
+        ("clamp_frac", alarms.clamp_frac, "outputs lay beyond the clamp", "masked, not cured"),
+        ("cap_frac", alarms.cap_frac, "logits lay beyond the cap", "training depends on it"),
     ):
         share = _largest(rows, name)
         if share is not None and share > limit:
-            found.append(f"{share:.1%} of its attention {what} (alarm at {limit:.1%}).")
+            found.append(
+                f"{whose} attention {what}: {part(share)} of them on its worst seed (alarm at "
+                f"{part(limit)}), {meaning}."
+            )
     logit = _largest(rows, "attention_max")
     for limit, how in (
         (alarms.attention_max_diverging, "diverging"),
@@ -78,16 +83,16 @@ def _attention(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
             is_capped = _largest(rows, "cap_frac") is not None
             shown = "only the cap keeps them in range" if is_capped else how
             found.append(
-                f"Its attention logits reached {number(logit)} (alarm at {number(limit)}): "
+                f"{whose} attention logits reached {number(logit)} (alarm at {number(limit)}): "
                 f"{shown}."
             )
             break
     return found
 
 
-def _gradients(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
+def _gradients(whose: str, rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
     norm = _largest(rows, "grad_norm_max")
-    reached = "" if norm is None else f"Its gradient norm reached {number(norm)} before clipping"
+    reached = f"{whose} gradient norm reached {number(norm)} before clipping"
     if norm is not None and norm > alarms.grad_norm_advise:
         at = f"alarm at {number(alarms.grad_norm_advise)}"
         return [f"{reached} ({at}): a tenth of its learning rate is advised."]
@@ -96,32 +101,32 @@ def _gradients(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
     return []
 
 
-def _updates(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
+def _updates(whose: str, rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
     found = []
     ratio = _largest(rows, "update_ratio")
     if ratio is not None and ratio > alarms.update_ratio:
         found.append(
-            f"A typical update was {number(ratio)} of its weights in size (alarm at "
+            f"{whose} typical update was {number(ratio)} of its weights in size (alarm at "
             f"{number(alarms.update_ratio)}, 1e-3 is typical): large steps for these weights."
         )
     gradient = min(_measured(rows, "grad_rms_over_eps"), default=None)
     if gradient is not None and gradient < alarms.grad_rms_over_eps:
         found.append(
-            f"The smallest gradient of a weight matrix was {number(gradient)} times Adam's eps "
-            f"(alarm below {number(alarms.grad_rms_over_eps)}): eps shrinks its update."
+            f"{whose} smallest gradient of a weight matrix was {number(gradient)} times Adam's "
+            f"eps (alarm below {number(alarms.grad_rms_over_eps)}): eps shrinks its update."
         )
     return found
 
 
-def _low_precision(view: View, rows: Sequence[Row]) -> list[str]:
+def _low_precision(view: View, whose: str, rows: Sequence[Row]) -> list[str]:
     """Tell overflows where the alarm rose, and judge zero gradients against the fp32 pilot."""
     alarms, found = view.study.alarms, []
     # A trial's own rate is no measure: one overflow in fewer than 200 steps would exceed it.
     num_seeds = sum(1 for row in rows if _times_risen(row)["overflow_rate"])
     if num_seeds:
         found.append(
-            f"Its gradients overflowed in more than {alarms.overflow_rate:.1%} of {RECENT_STEPS} "
-            f"steps in a row, once the loss scale was found, on {num_seeds} of "
+            f"{whose} gradients overflowed in more than {part(alarms.overflow_rate)} of "
+            f"{RECENT_STEPS} steps in a row, once the loss scale was found, on {num_seeds} of "
             f"{count(len(rows), 'seed')}: lower max_scale, or use bf16."
         )
     low = [row for row in rows if view.setting(row, "precision") not in {None, "fp32"}]
@@ -130,9 +135,9 @@ def _low_precision(view: View, rows: Sequence[Row]) -> list[str]:
     in_fp32 = _measured(pilot, "zero_grad_frac")
     if share is not None and in_fp32 and share - median(in_fp32) > alarms.zero_grad_frac:
         found.append(
-            f"{share:.0%} of its gradients were zero, in the fp32 pilot {median(in_fp32):.0%} "
-            f"(alarm {100 * alarms.zero_grad_frac:.0f} points above): small ones vanish in "
-            "low precision."
+            f"{whose} gradients were zero in {part(share)} of cases, in the fp32 pilot in "
+            f"{part(median(in_fp32))} (alarm {100 * alarms.zero_grad_frac:.0f} points above): "
+            "small ones vanish in low precision."
         )
     return found
 
@@ -146,12 +151,12 @@ def _times_risen(row: Row) -> Counter[str]:
     return times
 
 
-def _during_training(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
+def _during_training(whose: str, rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
     counts = sum((_times_risen(row) for row in rows), Counter[str]())
     limits = {name: number(getattr(alarms, name)) for name, _ in _COUNTED}
     limits |= {
         "late_epoch": number(alarms.late_epoch),
-        "skipped_frac": f"{alarms.skipped_frac:.0%}",
+        "skipped_frac": part(alarms.skipped_frac),
     }
     said = [
         f"{words.format(**limits)} ({count(counts[name], 'time')})"
@@ -160,4 +165,5 @@ def _during_training(rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
     ]
     if not said:
         return []
-    return [f"Alarms rose while it trained on {count(len(rows), 'seed')}: {'; '.join(said)}."]
+    seeds = count(len(rows), "seed")
+    return [f"{whose} alarms rose in training, over {seeds}: {'; '.join(said)}."]

@@ -150,8 +150,16 @@ def with_rail(
     }  # fmt: skip
     shapes = [*more.pop("shapes", []), band]
     lines = {**yaxis, "domain": [0, 0.97 - share]}
-    spec = layout(xaxis, lines, yaxis2=rail, shapes=shapes, **more)
+    notes = [*more.pop("annotations", []), *([] if broken else [_calm_rail(1 - share / 2)])]
+    spec = layout(xaxis, lines, yaxis2=rail, shapes=shapes, annotations=notes, **more)
     return {"data": [*data, *marks], "layout": spec}, height + pixels
+
+
+def _calm_rail(y: float) -> Spec:
+    return {
+        "xref": "paper", "x": 0.5, "yref": "paper", "y": y, "showarrow": False,
+        "text": "no bad step in any of these", "font": {"size": 11, "color": "@muted"},
+    }  # fmt: skip
 
 
 def num_broken(curves: Iterable[Curve]) -> int:
@@ -199,6 +207,13 @@ def binary_axis(scales: Sequence[float]) -> Spec:
         "ticktext": [f"2<sup>{power}</sup>" for power in powers],
         "title": {"text": "loss scale", "standoff": 6},
     }
+
+
+def headline_series(view_has_choice: bool, curves: Iterable[Curve]) -> tuple[tuple[str, str], ...]:
+    """Return the entry of the legend for the lines of the verdict's configuration."""
+    if not any(curve.why == "headline" for curve in curves):
+        return ()
+    return (("the choice" if view_has_choice else "what came closest", "ink"),)
 
 
 def curves_note(curves: Curves, shown: Sequence[Curve]) -> str:

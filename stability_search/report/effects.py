@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtrc, expit
+from scipy.special import chdtrc, expit, ndtri
 
 from stability_search.report.context import Row
 from stability_search.report.estimates import Share
@@ -26,6 +26,9 @@ MIN_CONFIGURATIONS = 12
 MIN_EACH = 3
 """Stable, and other, configurations below which no effect is estimated."""
 
+WORTH_NAMING = 0.1
+"""Difference of the chance of a stable end that a setting must exceed to be named."""
+
 _PRIOR_SD = 2.5  # of a coefficient: a factor of 12 in the odds, per standard deviation or value
 _NUM_DRAWS = 400
 _MAX_AVERAGED = 400  # configurations an effect is averaged over
@@ -35,6 +38,7 @@ _TOLERANCE = 1e-9
 _LEAST_VARIANCE = 0.25  # of a cell: the model is never surer than of half a configuration
 _KNOTS = (0.25, 0.5, 0.75)  # quantiles at which its effect may bend
 _LEAST_WIDTH = 0.05  # of a bend, in standard deviations
+_TAIL = 0.025  # each way, of a 95 % interval
 _QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of a setting that varies freely
 
 Floats = NDArray[np.float64]
@@ -65,11 +69,14 @@ class Effect:
         name: The setting.
         levels: Its values, in order.
         size: Difference of the chance between its best and its worst value, with its interval.
+        is_clear: True if that exceeds `WORTH_NAMING` also when every setting that was looked at
+            is taken into account (Bonferroni).
     """
 
     name: str
     levels: tuple[Level, ...]
     size: Share
+    is_clear: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -297,8 +304,15 @@ class _Model:
                 )
             )
         best, worst = int(np.argmax(modes)), int(np.argmin(modes))
-        size = _share(modes[best] - modes[worst], drawn[best] - drawn[worst])
-        return Effect(name=factor.name, levels=tuple(levels), size=size)
+        difference = drawn[best] - drawn[worst]
+        size = _share(modes[best] - modes[worst], difference)
+        surest = float(ndtri(1 - _TAIL / len(self._factors))) * float(difference.std())
+        return Effect(
+            name=factor.name,
+            levels=tuple(levels),
+            size=size,
+            is_clear=size.value - surest > WORTH_NAMING and size.low > WORTH_NAMING,
+        )
 
     def pairs(self) -> list[Pair]:
         """Test every pair for what its two settings alone do not explain, strongest first."""
@@ -362,5 +376,5 @@ def _fit(design: Floats, stable: Floats) -> tuple[Floats, Floats]:
 
 
 def _share(value: float, drawn: Floats) -> Share:
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
     return Share(value=value, low=float(low), high=float(high))

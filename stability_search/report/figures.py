@@ -5,13 +5,14 @@ script replaces by the value of its style sheet, so that one figure serves light
 """
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 from stability_search.records import Outcome
 from stability_search.report.context import Row
-from stability_search.report.wording import plain
+from stability_search.report.wording import number, plain
 
 Spec = dict[str, Any]
 Item = TypeVar("Item")
@@ -23,6 +24,8 @@ MAX_MARKS = 1000
 """Trials that a figure draws one by one; of more it draws so many, evenly chosen."""
 
 _MAX_LABEL = 60
+_FEW_ZEROS = -3.5  # lowest rate, as its decadic logarithm, whose axis needs no exponents
+_SHORT_AXIS = 1.3  # decades, up to which an axis of rates has three ticks in each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +90,7 @@ class Panel:
 
     Attributes:
         title: Heading above it; empty where the figure has but one.
+        about: A line below the heading; may be empty.
         spec: `data` and `layout` for plotly.js.
         height: Pixels.
         series: Names and colours of its lines, in order.
@@ -94,6 +98,7 @@ class Panel:
     """
 
     title: str
+    about: str = ""
     spec: Spec
     height: int = 320
     series: tuple[tuple[str, str], ...] = ()
@@ -109,6 +114,7 @@ class Figure:
         finding: One sentence computed from the data.
         panels: What is drawn.
         legend: Kinds of marks, in order.
+        is_legend_plain: True if colour says something else here than how a trial ended.
         series: Names and colours of lines, in order.
         note: How to read it; may be empty.
         table: The same data as a table.
@@ -121,6 +127,7 @@ class Figure:
     finding: str
     panels: tuple[Panel, ...]
     legend: tuple[Mark, ...] = ()
+    is_legend_plain: bool = False
     series: tuple[tuple[str, str], ...] = ()
     note: str = ""
     table: DataTable
@@ -193,6 +200,22 @@ def plot_text(text: str) -> str:
     return short
 
 
+def figure_key(section: Section, figure: Figure, panel: Panel) -> Spec:
+    """Return the title and the legend of a drawing, which stand beside it on the page.
+
+    A picture of the drawing alone needs both: the title in lines, and of each entry its label,
+    its classes in the style sheet, and its shape, empty for a line.
+    """
+    title = textwrap.wrap(panel.title or section.title, _MAX_LABEL) or [section.title]
+    lines = [(label, f"swatch {token}", "") for label, token in (*figure.series, *panel.series)]
+    tone = "plain" if figure.is_legend_plain else ""
+    marks = [(mark.label, f"mark-{tone or mark.key}", mark.symbol) for mark in figure.legend]
+    return {
+        "title": "<br>".join(map(plot_text, title)),
+        "legend": [(plot_text(label), look, symbol) for label, look, symbol in (*lines, *marks)],
+    }
+
+
 def scatter(  # noqa: PLR0913 - the parts of a plotly trace
     x: Sequence[Any],
     y: Sequence[Any],
@@ -212,7 +235,7 @@ def scatter(  # noqa: PLR0913 - the parts of a plotly trace
         "hovertext": list(hover),
         "hoverinfo": "text" if hover else "skip",
         "marker": {
-            "size": size,
+            "size": round(1.3 * size) if symbol.startswith("triangle") else size,
             "symbol": symbol,
             "color": color,
             "line": {"width": 2 if symbol.endswith("-open") else 0.8,
@@ -241,18 +264,28 @@ def layout(xaxis: Mapping[str, Any], yaxis: Mapping[str, Any], **more: Any) -> S
 
 
 def rate_axis(rates: Sequence[float]) -> Spec:
-    """Return a log axis for learning rates with a tick at every decade."""
+    """Return a log axis for learning rates with a tick at every decade, or more on a short one."""
     low, high = math.log10(min(rates)), math.log10(max(rates))
-    ticks = range(math.floor(low), math.ceil(high) + 1)
+    digits = (1,) if high - low > _SHORT_AXIS else (1, 2, 5)
+    decades = range(math.floor(low) - 1, math.ceil(high) + 1)
+    ticks = [digit * 10.0**decade for decade in decades for digit in digits]
     return {
         "type": "log",
         "range": [low - 0.12, high + 0.12],
         "tickmode": "array",
-        "tickvals": [10.0**tick for tick in ticks],
-        "ticktext": [f"1e{tick}" if tick else "1" for tick in ticks],
+        "tickvals": ticks,
+        "ticktext": [_rate_text(tick, low) for tick in ticks],
         "title": {"text": "learning rate", "standoff": 8},
         "fixedrange": True,
     }
+
+
+def _rate_text(tick: float, low: float) -> str:
+    """Return a rate as its axis names it: all with an exponent where the lowest needs one."""
+    if tick >= 1 or low > _FEW_ZEROS:
+        return number(tick if tick < 1 else round(tick))
+    mantissa, _, exponent = f"{tick:.0e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def line_shape(x: tuple[float, float], y: tuple[float, float], color: str, **more: Any) -> Spec:  # noqa: ANN401
@@ -266,6 +299,29 @@ def line_shape(x: tuple[float, float], y: tuple[float, float], color: str, **mor
         "line": {"color": color, "width": 1.5, "dash": "dot"},
         "layer": "below",
         **more,
+    }
+
+
+def guide_label(text: str, y: float, side: str) -> Spec:
+    """Return what stands on a straight line across a panel, at its left or its right end.
+
+    Args:
+        text: A few words of ours.
+        y: Where the line lies; on a log axis its decadic logarithm, as plotly has it.
+        side: `left` or `right`.
+    """
+    return {
+        "xref": "paper",
+        "x": 0.005 if side == "left" else 0.995,
+        "xanchor": side,
+        "yref": "y",
+        "y": y,
+        "yanchor": "bottom",
+        "text": text,
+        "showarrow": False,
+        "font": {"size": 11, "color": "@ink"},
+        "bgcolor": "@surface",
+        "opacity": 0.85,
     }
 
 

@@ -1,6 +1,7 @@
 """Trials by the values of one setting: a group per value, or bands where it varies freely."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 from stability_search.report.context import Row
@@ -13,7 +14,10 @@ OFF = "off"
 """Label of null."""
 
 _NUM_BANDS = 3
+_OF_LOSS_SCALE = frozenset({"init_scale", "growth_interval", "max_scale"})
 _MIN_SIDE = 3  # trials with and without a setting before its absence can be explained
+_MIN_OF_PAIR = 10  # the same, where it takes two other settings to explain it
+_MAX_CELLS = {1: MAX_VALUES, 2: 9}  # values of the settings that explain it
 
 Group = tuple[str, list[Row]]
 
@@ -50,16 +54,24 @@ def applying(rows: Sequence[Row], name: str, names: Sequence[str]) -> list[Row]:
         names: Every setting that varies.
 
     Returns:
-        All trials, unless the setting is null exactly at certain values of another one: then it
-        is not off there, it has no meaning there.
+        All trials, unless the setting is null exactly at certain values of another one, or of
+        two others: then it is not off there, it has no meaning there. Settings of the loss scale
+        mean something in fp16 only, whatever value a trial in another precision carries.
     """
+    if name in _OF_LOSS_SCALE:
+        rows = [row for row in rows if row.get("precision", "fp16") == "fp16"]
     is_null = [row.get(name) is None for row in rows]
     if min(sum(is_null), len(rows) - sum(is_null)) < _MIN_SIDE:
         return list(rows)
-    for other in names:
-        pairs = {(row.get(other), null) for row, null in zip(rows, is_null, strict=True)}
-        is_decided = len(pairs) == len({value for value, _ in pairs}) <= MAX_VALUES
-        if other != name and is_decided:
+    others = [other for other in names if other != name]
+    few = [other for other in others if len({row.get(other) for row in rows}) <= MAX_VALUES]
+    pairs = combinations(few, 2) if min(sum(is_null), is_null.count(False)) >= _MIN_OF_PAIR else ()
+    for deciding in (*((other,) for other in few), *pairs):
+        cells = {
+            (*(row.get(other) for other in deciding), null)
+            for row, null in zip(rows, is_null, strict=True)
+        }
+        if len(cells) == len({cell[:-1] for cell in cells}) <= _MAX_CELLS[len(deciding)]:
             return [row for row in rows if row.get(name) is not None]
     return list(rows)
 

@@ -11,6 +11,7 @@ from stability_search.report.snippets import as_yaml
 from stability_search.report.wording import (
     OUTCOME_WORDS,
     bad_steps_text,
+    choice_details,
     choice_text,
     headline,
     margin_text,
@@ -27,6 +28,7 @@ _MAX_WARNINGS = 8
 _MAX_SETTINGS = 14
 _MAX_ITEMS = 4
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$]|^[-+#=])")  # headings and lists begin a line
+_NUMBERED = re.compile(r"^(\d{1,9})([.)])(?= |$)")  # a list, too
 
 
 def render_markdown(report: Report) -> str:
@@ -45,7 +47,7 @@ def summary_of(view: View) -> str:
     """Write the summary of a study that has been looked at already."""
     row = view.by_id.get(view.headline_id or "")
     lines = [f"## {inert(view.study.name)}: {inert(headline(view))}", ""]
-    lines += [inert(choice_text(view)), ""]
+    lines += [inert(f"{choice_text(view)} {choice_details(view)}"), ""]
     if row is not None:
         lines += _chosen(view, row)
     if view.verdict.choice is None:
@@ -60,7 +62,7 @@ def summary_of(view: View) -> str:
 def inert(text: str) -> str:
     """Return text that Markdown and HTML show as it is: no markup, link or mention."""
     escaped = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    escaped = _SPECIAL.sub(r"\\\1", escaped)
+    escaped = _NUMBERED.sub(r"\1\\\2", _SPECIAL.sub(r"\\\1", escaped))
     return escaped.replace("@", "&#64;").replace("://", "&#58;//").replace("www.", "www&#46;")
 
 

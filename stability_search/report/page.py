@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from stability_search.report.context import Report, View
 from stability_search.report.curve_data import columns_of
-from stability_search.report.figures import MARKS
+from stability_search.report.figures import MARKS, figure_key
 from stability_search.report.parts import (
     appendix,
     attention,
@@ -29,7 +29,7 @@ from stability_search.report.parts import (
     trial_drawer,
     verdict_card,
 )
-from stability_search.report.wording import headline
+from stability_search.report.wording import headline, spelled_out
 
 PLOTLY_VERSION = "4.1.1"
 """Version of the vendored plotly.js bundle: the one that plotly.py ships."""
@@ -66,7 +66,7 @@ def page_of(view: View) -> str:
     report = view.report
     sections = [build(view) for build in _PARTS]
     specs = {
-        f"{figure.name}-{i}": panel.spec
+        f"{figure.name}-{i}": {**panel.spec, "key": figure_key(section, figure, panel)}
         for section in sections
         for figure in section.figures
         for i, panel in enumerate(figure.panels)
@@ -113,11 +113,18 @@ def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("stability_search.report", "templates"),
         autoescape=True,
+        finalize=_in_sight,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template("report.html")
+
+
+def _in_sight(value: Any) -> Any:  # noqa: ANN401 - whatever a template shows
+    """Spell out what cannot be seen, so that no text stands elsewhere than it seems to."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return spelled_out(value) if is_text else value
 
 
 @cache

@@ -13,6 +13,7 @@ _PLAIN_YAML = re.compile(r"^[A-Za-z_][A-Za-z0-9_./-]*$")
 _RESERVED_YAML = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
 _FIRST_LONG_ESCAPE = 0x10000
 _DEFAULTS = EngineSettings(learning_rate=1.0)
+_BATCH = frozenset({"batch_size", "accumulation_steps"})  # every form has them
 _WITHOUT_PLAIN_LINE = {
     "attention_clamp": "clamp the attention output in your model",
     "attention_logit_cap": "wrap the logits in stability_search.cap_logits(logits, cap)",
@@ -131,7 +132,8 @@ def as_training_arguments(settings: Settings) -> str:
         "max_grad_norm": get("clip_norm") or 0.0,
         "fp16": get("precision") == "fp16",
         "bf16": get("precision") == "bf16",
-        "gradient_checkpointing": get("gradient_checkpointing"),
+        # Off is the Trainer's default too, and newer versions warn of the name.
+        **({"gradient_checkpointing": True} if get("gradient_checkpointing") else {}),
     }
     lines = [f"    {name}={value!r}," for name, value in values.items()]
     scale = {"init_scale": "the Trainer makes its own GradScaler; pass it a scaler of this scale"}
@@ -188,4 +190,9 @@ def _missing_lines(
         is_default = value is None or value == getattr(_DEFAULTS, name, None)
         if not is_default and name not in covered:
             notes.append(f"# {name}={value!a}: {advice}")
-    return notes
+    tasks = [
+        f"# {ascii(name)[1:-1]}={value!a}: of your task, set it in your own code"
+        for name, value in settings.items()
+        if name not in ENGINE_SETTING_NAMES and name not in _BATCH and value is not None
+    ]
+    return [*notes, *tasks]

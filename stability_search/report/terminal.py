@@ -7,6 +7,7 @@ from stability_search.report.control import control_text
 from stability_search.report.parts.verdict_card import compared, targets
 from stability_search.report.wording import (
     bad_steps_text,
+    choice_details,
     choice_text,
     headline,
     margin_text,
@@ -28,7 +29,7 @@ def verdict_lines(report: Report) -> list[str]:
         Plain text without markup or control characters.
     """
     view = View(report)
-    lines = [f"{headline(view)}. {choice_text(view)}".rstrip()]
+    lines = [f"{headline(view)}. {choice_text(view)} {choice_details(view)}".rstrip()]
     row = view.by_id.get(view.headline_id or "")
     if row is not None:
         about = "choice" if view.verdict.choice else "closest"
@@ -37,8 +38,7 @@ def verdict_lines(report: Report) -> list[str]:
     missed = view.verdict.missed or tuple((row or {}).get("missed", "").split("; "))
     if view.verdict.kind is VerdictKind.NONE:
         lines += [f"it missed: {plain(text)}" for text in missed if text]
-    if view.verdict.choice is None:
-        lines += [*what_broke(view), f"outcomes: {outcomes_text(view.trials)}"]
+    lines += [*what_broke(view), f"outcomes: {outcomes_text(view.trials)}"]
     if view.verdict.kind is VerdictKind.NONE:
         lines.append(what_to_widen(view))
     others = [view.by_id[c] for c in compared(view) if c != view.headline_id]
@@ -51,7 +51,7 @@ def verdict_lines(report: Report) -> list[str]:
 def settings_text(view: View, row: Row) -> str:
     """Return the settings that vary, or all where none does, on one line."""
     names = view.report.varying or view.report.setting_names
-    return ", ".join(f"{name} {setting_value(row.get(name))}" for name in names)
+    return ", ".join(f"{plain(name)} {setting_value(row.get(name))}" for name in names)
 
 
 def _numbers(view: View, row: Row) -> list[str]:
@@ -86,7 +86,8 @@ def _one_line(view: View, row: Row) -> str:
 
 def _score(row: Row) -> str:
     """Return the score with its ceiling and its factors: it never stands without them."""
-    names = (("A", "calm"), ("B", "smooth"), ("C", "kept"), ("P", "progress"), ("Q", "q_lower"))
+    names = (("A", "calm"), ("B", "smooth"), ("C", "kept"), ("P", "progress"),
+             ("Q", "q_lower"), ("M", "mean_margin"))  # fmt: skip
     factors = [f"{letter} {row[name]:.2f}" for letter, name in names if row[name] is not None]
     score = f"score {score_text(row['score'])} of at most {row['ceiling']:.1f}"
     return f"{score} ({', '.join(factors)})"

@@ -1,7 +1,6 @@
 """Honest words: how a number of the study is said, the same on every page and in the terminal."""
 
 import math
-import re
 import shlex
 import statistics
 from collections import Counter
@@ -14,11 +13,9 @@ from stability_search.report.context import Row, View
 
 MIN_SEEDS_FOR_WINNER = 5
 _NOTHING_LEARNED = 0.5  # a score below this is printed as such
-_LARGE = 10_000
+_LARGE = 1e6  # from here on, and below a thousandth of a thousandth, numbers have an exponent
+_THOUSAND = 1000
 _EXACT = 1e15  # whole settings below it are written out in full
-_CONTROL = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]+"
-)
 
 OUTCOME_WORDS: dict[str, str] = {
     Outcome.COMPLETED: "completed",
@@ -34,8 +31,22 @@ OUTCOME_WORDS: dict[str, str] = {
 
 
 def plain(text: str) -> str:
-    """Return text on one line without control or direction characters."""
-    return " ".join(_CONTROL.sub(" ", text).split())
+    """Return text on one line without control, direction or other invisible characters."""
+    if not text.isprintable():  # seldom, and much dearer
+        text = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(text.split())
+
+
+def spelled_out(text: str) -> str:
+    """Return text of any lines with every character in sight: the others as backslash escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char
+        if char.isprintable() or char in "\n\t"
+        else char.encode("unicode_escape").decode("ascii")
+        for char in text.replace("\r\n", "\n")
+    )
 
 
 def number(value: float | None) -> str:
@@ -44,6 +55,8 @@ def number(value: float | None) -> str:
         return "\u2013"
     if isinstance(value, int) or (value == int(value) and 1 <= abs(value) < _LARGE):
         return f"{int(value):,}"
+    if _THOUSAND <= abs(value) < _LARGE:
+        return f"{float(f'{value:.3g}'):,.0f}"
     mantissa, _, exponent = f"{value:.3g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
@@ -80,6 +93,18 @@ def percent_at_most(share: float) -> str:
     digits = max(0, 1 - math.floor(math.log10(value)))
     step = 10.0**digits
     return f"{math.ceil(round(value * step, 6)) / step:.{digits}f} %"
+
+
+def part(share: float) -> str:
+    """Return a share that was counted, in per cent; all and none are words, never 100 and 0 %."""
+    value = 100 * share
+    if share <= 0 or share >= 1:
+        return "all" if share >= 1 else "none"
+    if value < 0.1:  # noqa: PLR2004 - one digit is shown
+        return "less than 0.1 %"
+    if value >= 99.5:  # noqa: PLR2004 - would be rounded to all
+        return "more than 99 %"
+    return f"{value:.0f} %" if value >= 10 else f"{value:.2g} %"  # noqa: PLR2004 - two digits
 
 
 def score_text(score: float | None) -> str:
@@ -138,7 +163,7 @@ def progress_text(view: View) -> str:
     done = len({row["index"] for row in view.in_stage("search")})
     confirmed = len(view.in_stage("confirm"))
     text = f"{done:,} of {count(view.study.search.trials, 'trial')}"
-    return f"{text}, {count(confirmed, 'confirmation')}" if confirmed else text
+    return f"{text}, {count(confirmed, 'trial')} of confirm" if confirmed else text
 
 
 def choice_text(view: View) -> str:
@@ -146,25 +171,56 @@ def choice_text(view: View) -> str:
     verdict = view.verdict
     if verdict.choice_reason is None:
         return plain(view.private(verdict.reason))
-    row = view.by_id.get(verdict.choice or "", {})
-    few = (row.get("num_seeds") or 0) < MIN_SEEDS_FOR_WINNER
     match verdict.choice_reason:
         case ChoiceReason.WINNER:
-            return "It beats every other configuration that met the bar in an exact paired test."
+            return (
+                "It scored higher than every other configuration that competed, each time in an "
+                "exact paired test over the seeds."
+            )
         case ChoiceReason.TIED:
-            others = max(0, len(verdict.tied) - 1)
-            why = "not enough seeds to name a winner" if few else "no paired test tells them apart"
-            rule = "the choice has the larger margin, then the higher score, then the lower rate"
-            return f"Tied with {count(others, 'other')}: {why}; {rule}."
+            return _tied_text(view)
         case ChoiceReason.ONLY:
-            if verdict.spared:
-                spared = count(len(verdict.spared), "other candidate")
-                return (
-                    "Of the candidates confirmed on every seed, only this one met the bar; "
-                    f"{spared} were left out: by what was known when confirm began none could "
-                    "have scored 2 % more, or met the bar."
-                )
-            return "Of the candidates confirmed on every seed, only this one met the bar."
+            which = "that competed" if _num_beside(view) else "confirmed on every seed"
+            return f"Of the configurations {which}, only this one met the bar."
+
+
+def choice_details(view: View) -> str:
+    """Say what else met the bar, and which candidates did not get all seeds; may be empty."""
+    parts = []
+    if view.verdict.choice_reason is ChoiceReason.ONLY and (beside := _num_beside(view)):
+        was = "was" if beside == 1 else "were"
+        parts.append(
+            f"{count(beside, 'other')} met it too, but {was} confirmed only as possibly the "
+            "fastest."
+        )
+    if num_spared := len(view.verdict.spared):
+        its, it = ("its", "it") if num_spared == 1 else ("their", "they")
+        parts.append(
+            f"{count(num_spared, 'other candidate')} did not get all seeds: with {its} first ones "
+            f"{it} missed the bar, or could not have scored 2 % more."
+        )
+    return " ".join(parts)
+
+
+def _num_beside(view: View) -> int:
+    """Return how many configurations met the bar that are neither the choice nor tied with it."""
+    confirmed = set(view.verdict.confirmed) - {view.verdict.choice, *view.verdict.tied}
+    return sum(bool(view.by_id.get(c, {}).get("meets_bar")) for c in confirmed)
+
+
+def _tied_text(view: View) -> str:
+    """Say with how many others the choice is tied, and what decided among them."""
+    row = view.by_id.get(view.verdict.choice or "", {})
+    others = max(0, len(view.verdict.tied) - 1)
+    few = (row.get("num_seeds") or 0) < MIN_SEEDS_FOR_WINNER
+    why = "not enough seeds to name a winner" if few else "no paired test tells them apart"
+    if not others:
+        return (
+            "No winner: it has the highest score and no other reached 80 % of it, but "
+            f"{'there are ' if few else ''}{why}."
+        )
+    rule = "the choice has the larger margin, then the higher score, then the lower rate"
+    return f"Tied with {count(others, 'other')}: {why}; {rule}."
 
 
 def outcome_counts(rows: Iterable[Row]) -> list[tuple[str, int]]:
@@ -175,23 +231,65 @@ def outcome_counts(rows: Iterable[Row]) -> list[tuple[str, int]]:
 
 def outcomes_text(rows: Iterable[Row]) -> str:
     """Return the outcomes of some trials as one phrase."""
-    parts = [f"{n:,} {OUTCOME_WORDS[outcome]}" for outcome, n in outcome_counts(rows)]
+    parts = [
+        f"{n:,} {OUTCOME_WORDS[outcome]}"
+        if outcome != Outcome.USER_ERROR or n == 1
+        else f"{n:,} errors in the task"
+        for outcome, n in outcome_counts(rows)
+    ]
     return ", ".join(parts) if parts else "no trial ended"
 
 
 def next_command(view: View) -> str:
-    """Return the command that goes on from this verdict: a choice can be checked again."""
+    """Return the command that goes on from this verdict."""
     run = view.private(view.report.run_directory).rstrip("/")
 
     match view.verdict.kind:
         case VerdictKind.STABLE:
-            return f"stability-search run --space {_quoted(run + '/best.yaml')}"
+            best = _quoted(run + "/best.yaml")
+            return f"stability-search train --space {best} --steps 10000  # your own length"
         case VerdictKind.NONE:
             return f"stability-search run --space {_quoted(run + '/space.yaml')}"
         case VerdictKind.INCOMPLETE if view.verdict.exit_code == UserCodeError.exit_code:
-            return f"stability-search run --space {_quoted(run + '/space.yaml')}"
+            return _same_command(view) or (
+                f"stability-search run --space {_quoted(run + '/space.yaml')}"
+            )
         case VerdictKind.INCOMPLETE:
             return f"stability-search resume {_quoted(run)}{_more_budget(view)}"
+
+
+def _same_command(view: View) -> str:
+    """Return the command that made the run, without its output; empty where that is unknown."""
+    known = view.report.environment.get("command") or view.report.command
+    try:
+        words = shlex.split(plain(view.private(str(known))))
+    except ValueError:  # a quotation that does not end
+        return ""
+    if words[:2] != ["stability-search", "run"]:
+        return ""
+    if "--output" in words:
+        at = words.index("--output")
+        words = words[:at] + words[at + 2 :]
+    return shlex.join(words)
+
+
+def next_hint(view: View) -> str:
+    """Say in a sentence what that command does, and what to do before it."""
+    match view.verdict.kind:
+        case VerdictKind.STABLE:
+            return (
+                "Trains with the choice under the same guards. To confirm it again, with other "
+                "seeds or for longer, run best.yaml."
+            )
+        case VerdictKind.NONE:
+            return "Change the space file as said above, then run it again."
+        case VerdictKind.INCOMPLETE if view.verdict.exit_code == UserCodeError.exit_code:
+            return (
+                "Mend the task, then run it again. The run directory holds a copy of the task as "
+                "it was, so start from your own files."
+            )
+        case VerdictKind.INCOMPLETE:
+            return "Goes on where the study stopped; trials that ended are kept."
 
 
 def _more_budget(view: View) -> str:

@@ -11,6 +11,7 @@ from stability_search.space.reading import read_tree, resolve_scalar
 from stability_search.space.tree import UNPRINTABLE, Problems
 
 _PLAIN_WORD = re.compile(r"[A-Za-z_./][\w./-]*\Z", re.ASCII)
+_FIRST_LONG_ESCAPE = 0x10000
 _STUDY_KEYS = ("task_args", "seed", "trial")
 _LATER_KEYS = ("search", "prune", "confirm", "report", "alarms")
 
@@ -69,9 +70,13 @@ def _word(text: str) -> str:
     if _PLAIN_WORD.match(text) and isinstance(resolve_scalar(text), str):
         return text if text.lower() not in {"yes", "no", "on", "off", "y", "n"} else f'"{text}"'
     quoted = json.dumps(text, ensure_ascii=False)
-    for character in "\x85\u2028\u2029":  # line breaks to a YAML reader
-        quoted = quoted.replace(character, f"\\u{ord(character):04x}")
-    return quoted
+    return "".join(char if char.isprintable() else _escape(char) for char in quoted)
+
+
+def _escape(char: str) -> str:
+    """Write a character that cannot be seen, breaks a line, or is not allowed in a YAML text."""
+    code = ord(char)
+    return f"\\u{code:04x}" if code < _FIRST_LONG_ESCAPE else f"\\U{code:08x}"
 
 
 def best_yaml(space: Space, settings: Mapping[str, Json], comment: str) -> str:

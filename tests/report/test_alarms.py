@@ -70,9 +70,9 @@ def said(
 @pytest.mark.parametrize(
     ("name", "value", "limit", "words"),
     [
-        ("clip_frac", 0.93, 0.5, "93% of its updates were clipped (alarm at 50%)"),
-        ("clamp_frac", 0.02, 0.01, "2.0% of its attention outputs lay beyond the clamp: masked"),
-        ("cap_frac", 0.02, 0.01, "2.0% of its attention logits lay beyond the cap: training"),
+        ("clip_frac", 0.93, 0.5, "clipped: 93 % of them on its worst seed (alarm at 50 %)"),
+        ("clamp_frac", 0.02, 0.01, "attention outputs lay beyond the clamp: 2 % of them on its"),
+        ("cap_frac", 0.02, 0.01, "attention logits lay beyond the cap: 2 % of them on its"),
         (
             "attention_max",
             500.0,
@@ -81,7 +81,7 @@ def said(
         ),
         ("grad_norm", 80.0, 50.0, "reached 80 before clipping (alarm at 50)."),
         ("grad_norm_advise", 120.0, 100.0, "(alarm at 100): a tenth of its learning rate"),
-        ("update_ratio", 0.02, 0.01, "A typical update was 0.02 of its weights in size (alarm at"),
+        ("update_ratio", 0.02, 0.01, "typical update was 0.02 of its weights in size (alarm at"),
         ("grad_rms_over_eps", 3.0, 10.0, "was 3 times Adam's eps (alarm below 10): eps shrinks"),
     ],
 )
@@ -121,8 +121,8 @@ def test_the_report_tells_overflows_where_the_alarm_rose_and_nowhere_else() -> N
     assert sentences(one) == []
     [sentence] = sentences(two)
     assert sentence == (
-        "Its gradients overflowed in more than 0.5% of 200 steps in a row, once the loss scale "
-        "was found, on 5 of 5 seeds: lower max_scale, or use bf16."
+        "The choice's gradients overflowed in more than 0.5 % of 200 steps in a row, once the "
+        "loss scale was found, on 5 of 5 seeds: lower max_scale, or use bf16."
     )
     assert sentences(shown_by(3, 6, 9, 12)) == []  # the search for a scale
 
@@ -151,8 +151,8 @@ def test_zero_gradients_in_low_precision_are_compared_with_the_fp32_pilot() -> N
     alarms = replace(QUIET, zero_grad_frac=0.2)
     [sentence] = said(alarms, pilot=0.05, **{**CALM, "zero_grad_frac": 0.4})  # the choice is bf16
     assert sentence == (
-        "40% of its gradients were zero, in the fp32 pilot 5% (alarm 20 points above): small "
-        "ones vanish in low precision."
+        "The choice's gradients were zero in 40 % of cases, in the fp32 pilot in 5 % (alarm 20 "
+        "points above): small ones vanish in low precision."
     )
     assert said(alarms, pilot=0.25, **{**CALM, "zero_grad_frac": 0.4}) == []
     assert said(alarms, pilot=None, **{**CALM, "zero_grad_frac": 0.4}) == []
@@ -164,8 +164,8 @@ def test_alarms_that_rose_during_training_are_counted_over_the_seeds() -> None:
     rose = {"grad_norm_jump": 2, "bad_steps": 1, "stale_epochs": 7, "clip_frac": 3}
     [sentence] = said(QUIET, **{**CALM, "alarms": rose})
     assert sentence == (
-        "Alarms rose while it trained on 5 seeds: a gradient norm 10 times that of the step "
-        "before (10 times); more than 10 bad (NaN or Inf) steps in an epoch (5 times)."
+        "The choice's alarms rose in training, over 5 seeds: a gradient norm 10 times that of the "
+        "step before (10 times); more than 10 bad (NaN or Inf) steps in an epoch (5 times)."
     )
     assert said(QUIET, **{**CALM, "alarms": {"stale_epochs": 7}}) == []
 

@@ -7,7 +7,9 @@ import jsonschema
 import pytest
 
 from stability_search.report import json_schema, render_json
-from tests.report.study_reports import HOSTILE, hostile_report, report_of
+from tests.hostile_strings import HOSTILE_STRINGS
+from tests.report.packed_reports import Pack
+from tests.report.study_reports import report_of
 from tests.study_rows import (
     StudyCase,
     empty_study,
@@ -33,9 +35,11 @@ def test_every_verdict_keeps_the_schema(make: Callable[[], StudyCase]) -> None:
     check(render_json(report_of(make())))
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_keeps_it_too(text: str) -> None:
-    check(render_json(hostile_report(stable_study, text)))
+@pytest.mark.parametrize("make", [stable_study, hopeless_study], ids=lambda f: f.__name__)
+def test_hostile_text_keeps_it_too(make: Callable[[], StudyCase]) -> None:
+    document = render_json(Pack(make(), HOSTILE_STRINGS).report())
+    check(document)
+    assert json.dumps(document).isascii()
 
 
 def test_the_schema_can_fail() -> None:

@@ -11,6 +11,7 @@ from stability_search.records import Outcome
 from stability_search.report.context import View
 from stability_search.report.effects import (
     MIN_CONFIGURATIONS,
+    WORTH_NAMING,
     Configuration,
     Effects,
     configurations_of,
@@ -137,6 +138,22 @@ def test_an_inactive_setting_is_judged_where_it_applies() -> None:
     assert [level.text for level in found["init_scale"].levels] == ["1024", "65536"]
 
 
+def test_among_many_settings_a_difference_must_be_surer_to_be_called_clear() -> None:
+    """The more settings are looked at, the likelier one of them stands out by chance."""
+    configurations = planted(lambda s: 0.75 if s["cap"] else 0.4, count=50, seed=7)
+    draw = random.Random(1)  # noqa: S311 - a test
+    noise = tuple(f"n{k}" for k in range(16))
+    more = [
+        replace(one, settings={**one.settings, **{name: draw.choice([1, 2]) for name in noise}})
+        for one in configurations
+    ]
+    few = by_name(estimate(more, ("cap",)))["cap"]
+    many = by_name(estimate(more, ("cap", *noise)))["cap"]
+    assert few.is_clear
+    assert many.size.low > WORTH_NAMING
+    assert not many.is_clear
+
+
 def test_the_same_configurations_give_the_same_numbers() -> None:
     configurations = planted(lambda s: 0.7 if s["cap"] else 0.3, count=60)
     assert estimate(configurations, NAMES) == estimate(configurations, NAMES)
@@ -168,7 +185,8 @@ def test_the_part_says_what_it_left_out_and_what_a_number_is() -> None:
     assert "1 error in the task, 1 lost to a machine" in figure.note
     assert view.outcomes[Outcome.USER_ERROR] == 1
     assert "95 % intervals" in figure.note
-    assert "matters most" in figure.finding
+    assert "goes with the largest clear difference" in figure.finding
+    assert "settings taken into account" in figure.note
 
 
 def test_few_or_equal_ends_are_one_sentence() -> None:

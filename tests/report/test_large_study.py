@@ -2,19 +2,17 @@
 
 import os
 import platform
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 
 from stability_search.records import Stage
 from stability_search.report import write_report
 from stability_search.table import write_tables
 from tests.report.study_reports import report_with_steps
-from tests.report.test_browser import FLAGS
 from tests.study_rows import search_rows, stable_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.timeout(600)]
@@ -51,18 +49,13 @@ def test_ten_thousand_trials_are_written_in_ten_seconds_and_five_megabytes(
     assert "1,000 trials; 9,000 more in trials.parquet" in path.read_text(encoding="utf-8")
 
 
-def test_ten_thousand_trials_are_drawn_soon(written: tuple[Path, float]) -> None:
-    found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.goto(written[0].as_uri())
-        page.locator("html[data-drawn='1']").wait_for(state="attached")
-        drawn = page.evaluate("performance.now()") / 1000
-        ready = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000
-        browser.close()
+def test_ten_thousand_trials_are_drawn_soon(written: tuple[Path, float], browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(written[0].as_uri())
+    page.locator("html[data-drawn='1']").wait_for(state="attached")
+    drawn = page.evaluate("performance.now()") / 1000
+    ready = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000
+    page.close()
     print(
         f"\n{NUM_TRIALS:,} trials: to be read and clicked {ready:.1f} s after it was asked for, "
         f"every figure drawn after {drawn:.1f} s"

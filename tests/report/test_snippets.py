@@ -89,6 +89,24 @@ def test_a_setting_without_a_plain_line_says_what_to_do() -> None:
     assert "# attention_logit_cap=30.0: wrap the logits in stability_search.cap_logits" in text
 
 
+def test_a_setting_of_the_task_stands_in_every_form() -> None:
+    values = {**settings(), "hidden": 64, "variant": "stable", "heads": None}
+    for text in (as_pytorch(values, "cpu"), as_training_arguments(values)):
+        assert "# hidden=64: of your task" in text
+        assert "# variant='stable': of your task" in text
+        assert "heads" not in text
+        assert "# batch_size" not in text
+
+
+def test_the_trainer_is_told_of_checkpointing_only_where_it_is_on() -> None:
+    off = only_call(as_training_arguments(settings()), "TrainingArguments")
+    on = only_call(
+        as_training_arguments({**settings(), "gradient_checkpointing": True}), "TrainingArguments"
+    )
+    assert "gradient_checkpointing" not in off
+    assert on["gradient_checkpointing"] is True
+
+
 def test_the_trainer_is_told_that_clipping_is_off() -> None:
     found = only_call(as_training_arguments(settings(clip_norm=None)), "TrainingArguments")
     assert found["max_grad_norm"] == 0.0

@@ -175,7 +175,7 @@ def test_saturation_warns_above_one_per_cent(share: float, is_warned: bool) -> N
         return replace(row, summary=replace(row.summary, clamp_frac=clamped))
 
     finding = attention.build(view_of(stable_study(), change)).figures[0].finding
-    assert ("it masks, it does not cure" in finding) is is_warned
+    assert ("it masks growth, it does not cure it" in finding) is is_warned
 
 
 def test_the_lines_of_the_attention_stand_at_100_and_1e3_and_1e4() -> None:

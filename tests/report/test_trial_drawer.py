@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from stability_search.records import Stage
+from stability_search.records import Stage, StepLabel, StepRecord
+from stability_search.report import render_html
 from stability_search.report.context import View
 from stability_search.report.curves import MAX_CURVES
 from stability_search.report.parts import trial_drawer
+from tests.report.browsing import OpenPage, check_quiet
 from tests.report.study_reports import report_of, report_with_steps
+from tests.report.study_steps import reader_of
 from tests.study_rows import empty_study, stable_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,3 +118,37 @@ def test_the_command_repeats_a_trial_to_the_digit(tmp_path: Path) -> None:
     expected = [[str(r.step), str(r.label), str(r.loss)] for r in records]
     assert [line[:3] for line in lines] == expected, done.stderr
     assert {record.label for record in records} >= {"ok"}
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(120)
+def test_only_bad_steps_are_marked_as_bad_and_single_values_are_drawn(open_page: OpenPage) -> None:
+    """A step whose batch was at fault stands on the rail in grey, and makes no trial bad."""
+    case = stable_study()
+    read = reader_of(case)
+
+    def faulty(trial_id: str) -> list[StepRecord]:
+        steps = [*read(trial_id)][:4]
+        return [
+            replace(step, label=StepLabel.DATA, reason="batch holds NaN", loss=None)
+            if step.step % 2
+            else step
+            for step in steps
+        ]
+
+    watched = open_page(render_html(report_of(case, read_steps=faulty)))
+    page = watched.page
+    row = page.locator("#trial tbody tr", has_text="stable (completed").first
+    row.locator("button.opens").press("Enter")
+    loss = page.locator("dialog[open] .curve").first
+    loss.locator(".main-svg").first.wait_for()
+    strokes = loss.locator(".xy2 path.point").evaluate_all("es => es.map((e) => e.style.stroke)")
+    resolved = """(name) => {
+        const e = document.createElement('p');
+        e.style.color = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+        return e.style.color;
+    }"""
+    assert set(strokes) == {page.evaluate(resolved, "--muted")}
+    assert page.evaluate(resolved, "--stop") not in strokes
+    assert loss.locator(".xy path.point").count() == 2
+    check_quiet(watched)

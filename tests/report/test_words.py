@@ -5,16 +5,20 @@ from dataclasses import replace
 
 import pytest
 
-from stability_search.records import ChoiceReason, Verdict, VerdictKind
+from stability_search.errors import UserCodeError
+from stability_search.records import ChoiceReason, Outcome, Verdict, VerdictKind
 from stability_search.report import render_markdown, verdict_lines
 from stability_search.report.context import View
 from stability_search.report.wording import (
     bad_steps_text,
+    choice_details,
     choice_text,
     headline,
     margin_text,
     next_command,
     number,
+    outcomes_text,
+    part,
     percent_at_most,
     plain,
     score_text,
@@ -29,6 +33,8 @@ from tests.study_rows import (
     stable_study,
 )
 
+RUN = "~/reports/teacher-20260301-0900"
+
 
 @pytest.mark.parametrize(
     ("share", "text"),
@@ -40,7 +46,17 @@ def test_an_upper_bound_is_never_rounded_down(share: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "\u2013"), (0.0003, "0.0003"), (1e-5, "1e-5"), (2000, "2,000"), (0.63127, "0.631")],
+    [
+        (None, "\u2013"),
+        (0.0003, "0.0003"),
+        (1e-5, "1e-5"),
+        (2000, "2,000"),
+        (0.63127, "0.631"),
+        (65536.0, "65,536"),
+        (10000.0, "10,000"),
+        (48210.7, "48,200"),
+        (1.07e6, "1.07e6"),
+    ],
 )
 def test_numbers_have_three_digits(value: float | None, text: str) -> None:
     assert number(value) == text
@@ -73,6 +89,17 @@ def test_a_margin_at_the_end_of_what_was_tried_is_at_least(
     assert margin_text(row, octaves) == text
 
 
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (1.0, "all"), (0.9999, "more than 99 %"), (0.994, "99 %"), (0.769, "77 %"),
+        (0.025, "2.5 %"), (0.0002, "less than 0.1 %"), (0.0, "none"),
+    ],
+)  # fmt: skip
+def test_a_share_is_never_a_hundred_or_zero_per_cent(share: float, text: str) -> None:
+    assert part(share) == text
+
+
 def test_seeds_are_counted_never_a_percentage() -> None:
     assert seeds_text({"num_stable_seeds": 5, "num_seeds": 5}) == "5 of 5 seeds"
 
@@ -94,12 +121,12 @@ def test_ties_are_shown_as_ties_and_few_seeds_name_no_winner() -> None:
 @pytest.mark.parametrize(
     ("make", "command"),
     [
-        (stable_study, "stability-search run --space ~/reports/teacher-20260301-0900/best.yaml"),
         (
-            hopeless_study,
-            "stability-search run --space ~/reports/teacher-20260301-0900/space.yaml",
+            stable_study,
+            f"stability-search train --space {RUN}/best.yaml --steps 10000  # your own length",
         ),
-        (interrupted_study, "stability-search resume ~/reports/teacher-20260301-0900"),
+        (hopeless_study, f"stability-search run --space {RUN}/space.yaml"),
+        (interrupted_study, f"stability-search resume {RUN}"),
     ],
 )
 def test_the_next_command_follows_the_verdict_and_hides_the_home(
@@ -117,7 +144,7 @@ def test_the_terminal_says_everything_that_must_stand_beside_a_score() -> None:
     text = "\n".join(verdict_lines(report_of(stable_study())))
     for words in (
         "Stable over 400 steps",
-        "of at most 77.3 (A 1.00, B 1.00, C 1.00, P 1.00, Q 0.77)",
+        "of at most 77.3 (A 1.00, B 1.00, C 1.00, P 1.00, Q 0.77, M 0.91)",
         "on cpu: 5 of 5 seeds stable over 400 steps, margin: at least 3 doublings",
         "0 of 2,000 steps bad; at most 0.15 % at 95 % confidence",
         "target word_error_rate <= 0.3: missed",
@@ -196,6 +223,59 @@ def test_a_winner_and_an_only_one_are_told_apart() -> None:
     for reason, words in ((ChoiceReason.WINNER, "exact paired test"), (ChoiceReason.ONLY, "only")):
         verdict = replace(case.verdict, choice_reason=reason, tied=())
         assert words in choice_text(View(report_of(replace(case, verdict=verdict))))
+
+
+def test_an_only_one_that_others_met_the_bar_beside_is_not_called_the_only_one() -> None:
+    case = stable_study()
+    verdict = replace(case.verdict, choice_reason=ChoiceReason.ONLY, tied=())
+    view = View(report_of(replace(case, verdict=verdict)))
+    met = [c for c in verdict.confirmed if view.by_id[c]["meets_bar"] and c != verdict.choice]
+    assert met
+    assert choice_text(view).startswith("Of the configurations that competed, only this one")
+    assert choice_details(view).startswith(f"{len(met)} other")
+    alone = replace(verdict, confirmed=(str(verdict.choice),))
+    view = View(report_of(replace(case, verdict=alone)))
+    assert choice_text(view).startswith("Of the configurations confirmed on every seed")
+    assert choice_details(view) == ""
+
+
+@pytest.mark.parametrize("num_spared", [1, 2])
+def test_candidates_that_did_not_get_all_seeds_are_counted(num_spared: int) -> None:
+    case = stable_study()
+    verdict = replace(case.verdict, spared=tuple(f"c{k}" for k in range(num_spared)))
+    said = choice_details(View(report_of(replace(case, verdict=verdict))))
+    noun = "candidate" if num_spared == 1 else "candidates"
+    assert f"{num_spared} other {noun} did not get all seeds" in said
+
+
+def test_a_tied_set_of_one_is_no_tie() -> None:
+    case = stable_study()
+    verdict = replace(case.verdict, tied=(str(case.verdict.choice),))
+    said = choice_text(View(report_of(replace(case, verdict=verdict))))
+    assert said.startswith("No winner: it has the highest score and no other reached 80 % of it")
+    assert "0 others" not in said
+
+
+def test_after_an_error_of_the_task_the_own_files_are_run_again() -> None:
+    """The run directory holds the task as it was, with the error."""
+    case = interrupted_study()
+    verdict = replace(case.verdict, exit_code=UserCodeError.exit_code)
+    failed = replace(case, verdict=verdict)
+    made = "stability-search run --space my.yaml --output out --set seed=1"
+    for command, again in (
+        (made, "stability-search run --space my.yaml --set seed=1"),
+        (
+            "stability-search run --space 'my.yaml",
+            f"stability-search run --space {RUN}/space.yaml",
+        ),
+    ):
+        assert next_command(View(report_of(failed, command=command))) == again
+
+
+def test_trials_that_failed_in_the_task_are_counted_as_errors() -> None:
+    rows = [{"outcome": Outcome.USER_ERROR}] * 5
+    assert outcomes_text(rows) == "5 errors in the task"
+    assert outcomes_text(rows[:1]) == "1 error in the task"
 
 
 def test_a_verdict_about_nothing_still_has_words() -> None:

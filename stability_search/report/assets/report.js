@@ -53,23 +53,30 @@
     }));
   }
 
-  // The curves of the trial in the drawer, its bad steps on a rail above each.
+  // The curves of the trial in the drawer, its bad steps on a rail above each; steps whose batch
+  // was at fault stand there in grey.
   function drawCurves(style) {
     const held = trials.trials[drawer.dataset.trial];
     const plots = inDrawer("plots");
     plots.replaceChildren();
     if (!held) return;
     const curve = curves[held.curve];
-    const bad = held.steps.map(([step]) => step);
+    const labelled = (isBad) => held.steps
+      .filter(([, label]) => (trials.words[label] === "bad") === isBad).map(([step]) => step);
+    const rail = (steps, color) => (
+      { type: "scatter", mode: "markers", x: steps, y: steps.map(() => 0), yaxis: "y2", hoverinfo: "x",
+        marker: { symbol: "line-ns-open", size: 8, color, line: { width: 1.4, color } } });
+    const isShort = curve.step.length <= 60; // single numbers between gaps would be no line
     for (const panel of trials.panels) {
       const values = curve[panel.name];
       if (!values) continue;
       const yaxis = { ...panel.layout.yaxis, ...held.axes[panel.name] };
       const data = [
-        { type: "scatter", mode: "lines", x: curve.step, y: values, hoverinfo: "x+y",
+        { type: "scatter", mode: isShort ? "lines+markers" : "lines", x: curve.step, y: values, hoverinfo: "x+y",
+          marker: { size: 5, color: "@" + held.color },
           line: { color: "@" + held.color, width: 1.6, shape: panel.name === "scale" ? "hv" : "linear" } },
-        { type: "scatter", mode: "markers", x: bad, y: bad.map(() => 0), yaxis: "y2", hoverinfo: "x",
-          marker: { symbol: "line-ns-open", size: 8, color: "@stop", line: { width: 1.4, color: "@stop" } } },
+        rail(labelled(false), "@muted"),
+        rail(labelled(true), "@stop"),
       ];
       const plot = document.createElement("div");
       plot.className = "curve";

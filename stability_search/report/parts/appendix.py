@@ -21,6 +21,8 @@ configuration: One value for every setting, the learning rate included.
 trial: One short training run of one configuration with one seed.
 step: One attempt at an optimizer step. Its label is ok, calibration (a benign search for
     the loss scale), bad, or data (the batch's fault). Only ok and bad steps are judged.
+outcome: How a trial ended. pruned: killed for bad steps by the kill rule; diverged: its loss
+    stayed far above where it began; the others say what they mean.
 horizon: The planned steps of a trial. What is stable over 400 steps may break later.
 run score q: How well and how calmly one trial trained: q = A * B * C * P, in [0, 1].
 A, calm: Halved by every 2 % of bad steps.
@@ -88,7 +90,7 @@ def build(view: View) -> Appendix:
 
 def columns_of(view: View) -> tuple[str, ...]:
     """Return the columns of the table of trials."""
-    return (*_FACTS[:5], *view.report.varying, *_FACTS[5:])
+    return (*_FACTS[:5], *map(plain, view.report.varying), *_FACTS[5:])
 
 
 def cells_of(view: View, row: Row) -> tuple[Cell, ...]:
@@ -111,15 +113,17 @@ def _listed(view: View) -> list[Row]:
 
 def _facts(view: View) -> tuple[tuple[str, str], ...]:
     report = view.report
-    own = (
-        ("task", report.task_name),
-        ("device", report.device),
-        ("command", report.command),
-        ("run directory", report.run_directory),
-        ("study seed", str(view.study.seed)),
-    )
-    environment = tuple((name, _flat(value)) for name, value in sorted(report.environment.items()))
-    return tuple((plain(n), plain(view.private(v))) for n, v in (*own, *environment) if v)
+    environment = {name: _flat(value) for name, value in sorted(report.environment.items())}
+    # What made the run stands in its environment; another command may draw the report again.
+    own = {
+        "task": report.task_name,
+        "device": report.device,
+        "command": environment.get("command") or report.command,
+        "run directory": report.run_directory,
+        "study seed": str(view.study.seed),
+    }
+    more = {name: value for name, value in environment.items() if name not in own}
+    return tuple((plain(n), plain(view.private(v))) for n, v in {**own, **more}.items() if v)
 
 
 def _flat(value: Any) -> str:  # noqa: ANN401 - any JSON value

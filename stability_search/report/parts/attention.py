@@ -8,6 +8,7 @@ from stability_search.report.context import Row, View
 from stability_search.report.curve_data import (
     curves_note,
     ends,
+    headline_series,
     line,
     log_axis,
     num_broken,
@@ -28,21 +29,10 @@ from stability_search.report.figures import (
 from stability_search.report.strips import strip
 from stability_search.report.wording import count, number, setting_value
 
-# A guard of the attention: its setting, the share it saturates, what that is a share of, and what
-# it means where it is large.
+# A guard of the attention: its setting, the share it saturates, and what that is a share of.
 _GUARDS = (
-    (
-        "attention_clamp",
-        "clamp_frac",
-        "attention outputs beyond the clamp",
-        "it masks, it does not cure",
-    ),
-    (
-        "attention_logit_cap",
-        "cap_frac",
-        "attention logits beyond the cap",
-        "it masks, and training depends on it",
-    ),
+    ("attention_clamp", "clamp_frac", "attention outputs beyond the clamp"),
+    ("attention_logit_cap", "cap_frac", "attention logits beyond the cap"),
 )
 _HEAD = Section(name="attention", title="Attention", question="Does the clamp cure or mask?")
 
@@ -65,13 +55,14 @@ def build(view: View) -> Section:
     finding = _finding(view, rows)
     if not panels:
         return replace(_HEAD, absent=f"{finding} No step file could be read to draw the logits.")
-    saturated = [row for row in rows if any(row[share] is not None for _, share, *_ in _GUARDS)]
+    saturated = [row for row in rows if any(row[share] is not None for _, share, _ in _GUARDS)]
     curves = [curve for _, curve in shown]
     figure = Figure(
         name="attention",
         finding=finding,
         panels=tuple(panels),
         legend=marks_in([*(curve.row for curve in curves), *saturated]),
+        series=headline_series(view.verdict.choice is not None, curves),
         note=(
             "Read before cap, clamp and mask; for fused attention without a cap it is an upper "
             f"bound. {curves_note(view.curves, curves)}"
@@ -115,24 +106,26 @@ def _logits(view: View, shown: Sequence[tuple[int, Curve]]) -> list[Panel]:
             height=340,
             num_rows=rows,
             shapes=[line_shape((0, 1), (at, at), "@ink", xref="paper") for at, _ in limits],
-            annotations=[_label(at, word) for at, word in limits],
+            annotations=[_beside(at, word) for at, word in limits],
+            margin={"l": 58, "r": 98, "t": 8, "b": 46},
         )
         title = f"Largest attention logit before cap and clamp{text}"
         panels.append(Panel(title=title, spec=spec, height=height, is_wide=len(sides) == 1))
     return panels
 
 
-def _label(at: float, word: str) -> Spec:
+def _beside(at: float, word: str) -> Spec:
+    """Return the name of a limit to the right of its line, where no curve hides it."""
     return {
-        "xref": "paper", "x": 0.005, "xanchor": "left", "yref": "y", "y": log10(at),
-        "yanchor": "bottom", "text": f"{number(at)}: {word}", "showarrow": False,
-        "font": {"size": 11, "color": "@ink"}, "bgcolor": "@surface", "opacity": 0.85,
+        "xref": "paper", "x": 1.008, "xanchor": "left", "yref": "y", "y": log10(at),
+        "yanchor": "middle", "text": word, "showarrow": False,
+        "font": {"size": 11, "color": "@ink"},
     }  # fmt: skip
 
 
 def _saturations(view: View, rows: Sequence[Row]) -> list[Panel]:
     panels = []
-    for setting, share, what, _ in _GUARDS:
+    for setting, share, what in _GUARDS:
         own = [row for row in rows if row[share] is not None]
         if own:
             alarm = getattr(view.study.alarms, share)
@@ -156,17 +149,21 @@ def _finding(view: View, rows: Sequence[Row]) -> str:
             else f"attention logits stayed below {number(high)} in all of "
             f"{count(len(seen), 'trial')} (largest {number(largest)})"
         )
-    for setting, share, what, meaning in _GUARDS:
+    masks = False
+    for setting, share, what in _GUARDS:
         own = [row for row in rows if row[share] is not None]
         alarm = getattr(view.study.alarms, share)
         over = [row for row in own if row[share] > alarm]
-        if over:
+        masks = masks or bool(over)
+        if own:
             parts.append(
-                f"{len(over):,} of {count(len(own), 'trial')} with {setting} had more than "
-                f"{100 * alarm:g} % of {what}: {meaning}"
+                f"with {setting}, {len(over):,} of {count(len(own), 'trial')} had more than "
+                f"{100 * alarm:g} % of {what}"
+                if over
+                else f"no trial with {setting} had more than {100 * alarm:g} % of {what}"
             )
-        elif own:
-            parts.append(f"no trial with {setting} had more than {100 * alarm:g} % of {what}")
+    if masks:
+        parts[-1] += ": there it masks growth, it does not cure it"
     text = "; ".join(parts)
     return f"{text[:1].upper()}{text[1:]}."
 

@@ -8,6 +8,7 @@ from stability_search.report.context import View
 from stability_search.report.effects import (
     MIN_CONFIGURATIONS,
     MIN_EACH,
+    WORTH_NAMING,
     Cell,
     Effect,
     Effects,
@@ -75,7 +76,10 @@ def _effects(view: View, found: Effects) -> Figure:
             "that value and kept the rest, with 95 % intervals: our own estimate, by a logistic "
             "regression over all settings at once, killed trials included. Stable means completed "
             "with q of at least 1/2, so a rate too low to learn is not. A configuration counts "
-            f"once, however many seeds it had. {_left_out(view)}"
+            "once, however many seeds it had. A difference is called clear if it is above "
+            f"{100 * WORTH_NAMING:g} points with all {len(found.effects):,} settings taken into "
+            f"account; the search chose what was tried, so none of this proves a cause. "
+            f"{_left_out(view)}"
         ),
         table=_table(found.effects),
     )
@@ -141,19 +145,19 @@ def _percent(value: float) -> str:
 
 
 def _finding(shown: Sequence[Effect]) -> str:
-    clear = [effect for effect in shown if effect.size.low > 0.1]  # noqa: PLR2004 - worth naming
-    first = shown[0]
+    clear = [effect for effect in shown if effect.is_clear]
+    first = next(iter(clear), shown[0])
     if not clear:
         return (
-            "No setting clearly changes the chance of a stable end; the largest difference is "
+            "No setting clearly goes with the chance of a stable end; the largest difference is "
             f"that of {plain(first.name)}, {_points(first.size)}."
         )
     best = max(first.levels, key=lambda level: level.share.value)
     worst = min(first.levels, key=lambda level: level.share.value)
     text = (
-        f"{plain(first.name)} matters most: from {_percent(best.share.value)} stable at "
-        f"{best.text} to {_percent(worst.share.value)} at {worst.text}, a difference of "
-        f"{_points(first.size)}"
+        f"{plain(first.name)} goes with the largest clear difference: from "
+        f"{_percent(best.share.value)} stable at {best.text} to {_percent(worst.share.value)} "
+        f"at {worst.text}, a difference of {_points(first.size)}"
     )
     others = [plain(effect.name) for effect in clear if effect is not first]
     return f"{text}; then {', '.join(others[:3])}." if others else f"{text}; no other is clear."
@@ -184,10 +188,11 @@ def _table(effects: Sequence[Effect]) -> DataTable:
 
 
 def _pairs(pairs: Sequence[Pair]) -> Figure:
+    rows = max(len({cell.second for cell in pair.cells}) for pair in pairs)
     return Figure(
         name="pairs",
         finding=_pair_finding(pairs),
-        panels=tuple(_pair_panel(pair) for pair in pairs),
+        panels=tuple(_pair_panel(pair, rows) for pair in pairs),
         note=(
             "In every cell, stable configurations of all that were tried there; one that was "
             "stable on some of its seeds counts in part. A pair is strong "
@@ -226,7 +231,7 @@ def _chance(pair: Pair) -> str:
     return f"by chance alone about {100 * pair.p_value:.2g} %"
 
 
-def _pair_panel(pair: Pair) -> Panel:
+def _pair_panel(pair: Pair, num_rows: int) -> Panel:
     firsts = list(dict.fromkeys(cell.first for cell in pair.cells))
     seconds = list(dict.fromkeys(cell.second for cell in _by_second(pair)))
     known = {(cell.first, cell.second): cell for cell in pair.cells}
@@ -254,7 +259,7 @@ def _pair_panel(pair: Pair) -> Panel:
         ),
     }
     title = f"{plain(pair.names[0])} with {plain(pair.names[1])}"
-    return Panel(title=title, spec=spec, height=110 + 46 * len(seconds))
+    return Panel(title=title, spec=spec, height=110 + 46 * num_rows)
 
 
 def _by_second(pair: Pair) -> list[Cell]:

@@ -8,6 +8,7 @@ from stability_search.report.context import Row, View
 from stability_search.report.curve_data import (
     curves_note,
     ends,
+    headline_series,
     line,
     log_axis,
     num_broken,
@@ -23,7 +24,7 @@ from stability_search.report.figures import (
     marks_in,
 )
 from stability_search.report.strips import strip
-from stability_search.report.wording import count, number, setting_value
+from stability_search.report.wording import count, number, part, setting_value
 
 _HEAD = Section(
     name="gradients",
@@ -50,6 +51,7 @@ def build(view: View) -> Section:
         finding=finding,
         panels=tuple(panels),
         legend=marks_in([*(curve.row for curve in curves), *clipped]),
+        series=headline_series(view.verdict.choice is not None, curves),
         note=_note(view),
         table=_table(rows),
         max_columns=2,
@@ -115,7 +117,7 @@ def _own(view: View) -> str:
     if not shares:
         return ""
     who = "the choice" if view.verdict.choice else "the closest"
-    return f" ({who}: {100 * median(shares):.0f} %)"
+    return f" ({who}: {part(median(shares))})"
 
 
 def _note(view: View) -> str:

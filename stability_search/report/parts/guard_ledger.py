@@ -23,6 +23,7 @@ from stability_search.report.wording import OUTCOME_WORDS, count, number, plain
 
 _BAR = 0.5  # the run score from which a trial is sound
 _HOUR = 3600.0
+_LEAST_LABELLED = 0.04  # of all planned steps, that a bar needs for its number
 _MAX_OPEN = 12  # stops up to which the ledger is open from the start
 
 _HEAD = Section(name="guard", title="Guard ledger", question="Was killing right?")
@@ -72,6 +73,7 @@ def _kill(view: View, row: Row) -> _Kill:
 def _savings(view: View, kills: Sequence[_Kill]) -> Figure:
     rows = [kill.row for kill in kills]
     marks = marks_in(rows)
+    total = sum(row["num_planned_steps"] for row in rows)
     data = []
     for mark in marks:
         own = [kill.row for kill in kills if mark_of(kill.row).key == mark.key]
@@ -83,7 +85,9 @@ def _savings(view: View, kills: Sequence[_Kill]) -> Figure:
                 "orientation": "h",
                 "y": ["planned", "taken"],
                 "x": [planned, taken],
-                "text": [f"{planned:,}", f"{taken:,}"],
+                "text": [
+                    f"{n:,}" if n >= _LEAST_LABELLED * total else "" for n in (planned, taken)
+                ],
                 "textposition": "inside",
                 "insidetextanchor": "middle",
                 "textangle": 0,
@@ -98,7 +102,7 @@ def _savings(view: View, kills: Sequence[_Kill]) -> Figure:
         "data": data,
         "layout": layout(
             {"title": {"text": "steps of the trials that were stopped", "standoff": 8},
-             "rangemode": "tozero"},
+             "rangemode": "tozero", "tickformat": ",d"},
             {"type": "category", "autorange": "reversed", "showgrid": False},
             barmode="stack",
             bargap=0.35,
@@ -134,7 +138,10 @@ def _finding(view: View, kills: Sequence[_Kill]) -> str:
 
 
 def _hours(hours: float) -> str:
-    return "less than 0.01 device-hours" if hours < 0.01 else f"about {number(hours)} device-hours"  # noqa: PLR2004
+    if hours >= 1:
+        return f"about {number(hours)} device-hours"
+    minutes = 60 * hours
+    return "less than a device-minute" if minutes < 1 else f"about {minutes:.0f} device-minutes"
 
 
 def _note(view: View, kills: Sequence[_Kill]) -> str:

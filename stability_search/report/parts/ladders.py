@@ -21,6 +21,8 @@ from stability_search.report.wording import count, number, setting_value
 
 _BAR = 0.5  # the run score every seed must reach
 _MAX_PANELS = 8
+_MAX_SETTINGS = 6  # that name a ladder
+_MAX_RATES = 6  # rungs of which each has its rate below it
 
 _HEAD = Section(
     name="ladders", title="The ladders", question="Better, or luckier? Where does it break?"
@@ -37,27 +39,40 @@ def build(view: View) -> Section:
     figure = Figure(
         name="ladders",
         finding=_finding(view, shown),
-        panels=tuple(_panel(view, anchor) for anchor in shown),
+        panels=tuple(_panel(view, anchor, shown) for anchor in shown),
         legend=marks_in(rows),
-        note=(
-            "One mark per seed. The upright band is the configuration that got all seeds; the "
-            "dotted line is the bar: every seed must reach q = 1/2."
-        ),
+        note=_note(view, shown),
         table=_table(view, shown),
+        max_columns=2,
     )
     return replace(_HEAD, figures=(figure,))
 
 
 def _anchors(view: View) -> list[str]:
-    """Return one configuration per ladder: its base, or, before there is one, its candidate."""
-    bases = [c for c in view.verdict.confirmed if c in view.by_id and view.ladder(c)]
-    lines = {view.line(view.by_id[c]) for c in bases}
-    for row in view.in_stage("confirm"):
-        candidate = row["candidate_id"]
-        if candidate in view.by_id and view.line(view.by_id[candidate]) not in lines:
-            lines.add(view.line(view.by_id[candidate]))
-            bases.append(candidate)
-    return [c for c in bases if view.ladder(c)]
+    """Return one configuration per ladder, the one that its rungs are counted from.
+
+    That of the verdict, else the best that had all seeds, else the ladder's candidate.
+    """
+    named = [view.verdict.choice, view.verdict.closest, *view.verdict.confirmed]
+    candidates = [row["candidate_id"] for row in view.in_stage("confirm")]
+    found: dict[tuple[object, ...], str] = {}
+    for config_id in [*named, *candidates]:
+        if config_id in view.by_id and view.ladder(config_id):
+            found.setdefault(view.line(view.by_id[config_id]), config_id)
+    return list(found.values())
+
+
+def _note(view: View, anchors: Sequence[str]) -> str:
+    seeds = {len(rung.qs) for anchor in anchors for rung in view.rungs(anchor)}
+    text = (
+        "One mark per seed. An upright band is a configuration that got all seeds; the dotted "
+        "line is the bar: every seed must reach q = 1/2."
+    )
+    if len(seeds) > 1:
+        text += (
+            f" Other rates had {count(min(seeds), 'seed')}: one that held there may break on more."
+        )
+    return text
 
 
 def role_words(view: View, config_id: str) -> str:
@@ -82,7 +97,7 @@ def role_words(view: View, config_id: str) -> str:
     return ", ".join(words)
 
 
-def _panel(view: View, anchor: str) -> Panel:
+def _panel(view: View, anchor: str, shown: Sequence[str]) -> Panel:
     rows = [row for row in view.ladder(anchor) if row["q"] is not None]
     rungs = view.rungs(anchor)
     octaves = [rung.octave for rung in rungs]
@@ -98,10 +113,6 @@ def _panel(view: View, anchor: str) -> Panel:
         for mark in marks_in(rows)
         if (own := [row for row in rows if mark_of(row).key == mark.key])
     ]
-    band: Spec = {
-        "type": "rect", "layer": "below", "yref": "paper", "line": {"width": 0},
-        "x0": -0.36, "x1": 0.36, "y0": 0, "y1": 1, "fillcolor": "@band",
-    }  # fmt: skip
     spec = {
         "data": data,
         "layout": layout(
@@ -109,28 +120,57 @@ def _panel(view: View, anchor: str) -> Panel:
                 "range": [min(octaves) - 0.6, max(octaves) + 0.6],
                 "tickmode": "array",
                 "tickvals": octaves,
-                "ticktext": [f"{_times(r.octave)}<br>{number(r.learning_rate)}" for r in rungs],
+                "ticktext": _tick_texts(rungs),
+                "tickangle": 0,
+                "tickfont": {"size": 11},
                 "title": {"text": "learning rate", "standoff": 8},
                 "showgrid": False,
             },
             {"range": [-0.06, 1.06], "tickvals": [0, 0.5, 1], "title": {"text": "run score q"}},
-            shapes=[band, line_shape((0, 1), (_BAR, _BAR), "@ink", xref="paper")],
+            shapes=[*_bands(view, anchor), line_shape((0, 1), (_BAR, _BAR), "@ink", xref="paper")],
         ),
     }
     role = role_words(view, anchor)
-    title = _describe(view, anchor)
-    return Panel(title=f"{role}: {title}" if role else title, spec=spec, height=270)
+    title = f"{role}: {anchor}" if role else anchor
+    return Panel(title=title, about=_describe(view, anchor, shown), spec=spec, height=290)
 
 
-def _describe(view: View, config_id: str) -> str:
-    """Name a ladder by its settings other than the learning rate."""
+def _tick_texts(rungs: Sequence[Rung]) -> list[str]:
+    """Return a label per rung; of many, every second one has its rate."""
+    every = 1 if len(rungs) <= _MAX_RATES else 2
+    return [
+        _times(rung.octave)
+        + ("" if rung.octave % every else f"<br>{number(float(f'{rung.learning_rate:.2g}'))}")
+        for rung in rungs
+    ]
+
+
+def _bands(view: View, anchor: str) -> list[Spec]:
+    """Return an upright band at every rung that got all seeds."""
+    own = [r["doublings"] for r in view.ladder(anchor) if r["config_id"] in view.verdict.confirmed]
+    return [
+        {
+            "type": "rect", "layer": "below", "yref": "paper", "line": {"width": 0},
+            "x0": at - 0.36, "x1": at + 0.36, "y0": 0, "y1": 1, "fillcolor": "@band",
+        }
+        for at in sorted(set(own))
+    ]  # fmt: skip
+
+
+def _describe(view: View, config_id: str, shown: Sequence[str]) -> str:
+    """Name a ladder by the settings in which it differs from the others."""
     row = view.by_id[config_id]
-    named = [
-        f"{name} {setting_value(row.get(name))}" if name != "precision" else str(row.get(name))
+    others = [view.by_id[other] for other in shown]
+    names = [
+        name
         for name in view.report.varying
         if name != "learning_rate" and row.get(name) is not None
+        if len(shown) == 1 or len({other.get(name) for other in others}) > 1
     ]
-    return ", ".join(named) or config_id
+    named = [f"{name} {setting_value(row.get(name))}" for name in names[:_MAX_SETTINGS]]
+    if len(names) > _MAX_SETTINGS:
+        named.append(f"and {len(names) - _MAX_SETTINGS} more")
+    return ", ".join(named)
 
 
 def _times(octave: int) -> str:
@@ -170,9 +210,15 @@ def _finding(view: View, anchors: Sequence[str]) -> str:
         if base is not None and not base.held:
             parts.append(f"{name}: misses the bar at its own rate")
         elif broken is not None:
-            parts.append(f"{name}: breaks at {number(broken.learning_rate)}")
+            at = f"{_times(broken.octave)} ({number(broken.learning_rate)})"
+            parts.append(f"{name}: not every seed held at {at}")
         elif above > 0:
-            parts.append(f"{name}: held at every one of {count(above, 'doubling')}")
+            seeds = {len(rung.qs) for rung in rungs if rung.octave > 0}
+            each = "each" if len(seeds) == 1 else "or more"
+            parts.append(
+                f"{name}: held at every one of {count(above, 'doubling')}, on "
+                f"{count(min(seeds), 'seed')} {each}"
+            )
         else:
             parts.append(f"{name}: no rate above it was tried")
     text = "; ".join(parts)

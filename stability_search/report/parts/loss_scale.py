@@ -9,6 +9,7 @@ from stability_search.report.curve_data import (
     binary_axis,
     curves_note,
     ends,
+    headline_series,
     line,
     log_axis,
     num_broken,
@@ -54,6 +55,7 @@ def build(view: View) -> Section:
         finding=_finding(rows),
         panels=(_scale_panel(shown), _rate_panel(view, shown), _evidence_panel(view, shown)),
         legend=marks_in(curve.row for curve in curves),
+        series=headline_series(view.verdict.choice is not None, curves),
         note=(
             "An overflow while the scale is still searched for is a calibration, and looks like "
             f"any sound step here. {curves_note(view.curves, curves)}"
@@ -86,13 +88,20 @@ def _rate_panel(view: View, shown: Indexed) -> Panel:
         "data": [line(i, curve, "rate") for i, curve in shown],
         "layout": layout(
             _steps(shown),
-            {"range": [-0.02 * top, top], "tickformat": ".0%",
+            {"range": [-0.02 * top, top], **_percent_ticks(top),
              "title": {"text": "bad so far", "standoff": 6}},
             shapes=[line_shape((0, 1), (accepted, accepted), "@ink", xref="paper")],
         ),
     }  # fmt: skip
     title = f"Rate of bad steps; dotted, what is accepted ({100 * accepted:g} %)"
     return Panel(title=title, spec=spec, height=230)
+
+
+def _percent_ticks(top: float) -> Spec:
+    """Return a few round ticks up to a share."""
+    every = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0) if step >= top / 5)
+    ticks = [round(k * every, 2) for k in range(int(top / every) + 1)]
+    return {"tickvals": ticks, "ticktext": [f"{100 * tick:g} %" for tick in ticks]}
 
 
 def _evidence_panel(view: View, shown: Indexed) -> Panel:
@@ -122,9 +131,13 @@ def _finding(rows: Sequence[Row]) -> str:
     searching = sum(row["num_calibration_steps"] or 0 for row in rows)
     collapsed = sum(row["outcome"] == Outcome.SCALE_COLLAPSE for row in rows)
     total = sum(row["num_bad_steps"] or 0 for row in rows)
+    trials = count(len(rows), "fp16 trial")
+    overflows = count(searching, "overflow") if searching else "no overflow"
     text = (
-        f"Of {count(len(rows), 'fp16 trial')}, {len(bad):,} had bad steps ({total:,} in all); "
-        f"{count(searching, 'overflow')} only calibrated the scale"
+        f"Of {trials}, {len(bad):,} had bad steps ({total:,} in all); {overflows} only calibrated "
+        "the scale"
+        if bad
+        else f"None of {trials} had a bad step; {overflows} calibrated the scale"
     )
     return f"{text}, and it collapsed in {collapsed:,}." if collapsed else f"{text}."
 

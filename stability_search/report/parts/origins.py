@@ -25,7 +25,7 @@ _BINS_PER_DOUBLING = 2  # of the step, for the marks
 _NOT_LOCATED = "not located"
 _UNKNOWN = "unknown"
 _PLACES = 0.2  # between the marks of two phases, in rows
-_LARGEST = 34.0  # pixels of the largest mark
+_LARGEST = 22.0  # pixels of the largest mark
 _SMALLEST = 11.0
 
 _PHASES: tuple[tuple[Mark, str], ...] = (
@@ -128,6 +128,12 @@ def _spec(rows: Sequence[Row], shown: Sequence[str]) -> Spec:
             hover=[_hover(place, mark.label) for place in own],
         )
         trace["marker"] |= {"size": [round(size, 1) for size in sizes], "opacity": 0.88}
+        trace |= {
+            "mode": "markers+text",
+            "text": [f"{p.num_trials:,}" if p.num_trials > 1 else "" for p in own],
+            "textposition": "top center",
+            "textfont": {"size": 11, "color": "@ink"},
+        }
         data.append(trace)
     return {"data": data, "layout": layout(_step_axis(rows), _module_axis(shown))}
 
@@ -169,10 +175,11 @@ def _hover(place: _Place, phase: str) -> str:
 def _finding(rows: Sequence[Row], counts: Counter[str], first: str) -> str:
     own = [row for row in rows if _module(row) == first]
     when = half_by([row["first_bad_step"] for row in own])
+    known = [mark for mark, _ in _phases_in(own) if mark.key != _UNKNOWN]
+    counted = [sum(_phase(row) == mark.key for row in own) for mark in known]
     where = ", ".join(
-        f"{sum(_phase(row) == mark.key for row in own):,} in the {mark.label}"
-        for mark, _ in _phases_in(own)
-        if mark.key != _UNKNOWN
+        f"{'all' if num == len(own) > 1 else f'{num:,}'} in the {mark.label}"
+        for mark, num in zip(known, counted, strict=True)
     )
     seen = f"{counts[first]:,} of {count(len(rows), 'trial')} with a bad step"
     end = f"{', ' + where if where else ''}, {when}."
@@ -182,7 +189,9 @@ def _finding(rows: Sequence[Row], counts: Counter[str], first: str) -> str:
 
 
 def _note(rows: Sequence[Row], ranked: Sequence[str]) -> str:
-    text = "First seen there, which does not say caused by. The larger a mark, the more trials."
+    text = (
+        "First seen there, which does not say caused by. A number counts trials that lie together."
+    )
     passed = sum(row["is_first_bad_transient"] is True for row in rows)
     looked = sum(row["is_first_bad_transient"] is not None for row in rows)
     if passed:

@@ -1,7 +1,7 @@
 """Part 8, outcomes and a timeline by node: the configuration, or one sick node?"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -25,6 +25,10 @@ from stability_search.report.wording import count, number, outcomes_text
 
 _STAGES = ("pilot", "search", "confirm")
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - plotly draws wall clock; every time here is UTC
+_UNKNOWN = "unknown"  # node
+_LANE = 22  # pixels
+_MAX_TIMELINE = 900  # pixels of all lanes
+_BETWEEN_NODES = 0.6  # lanes
 _NO_RESULT = (Outcome.USER_ERROR, Outcome.INFRASTRUCTURE)
 
 _HEAD = Section(name="outcomes", title="Outcomes", question="The configuration, or one sick node?")
@@ -90,7 +94,11 @@ def _counts(view: View) -> Figure:
 
 def _finding(view: View) -> str:
     lost = sum(view.outcomes[outcome] for outcome in _NO_RESULT)
-    text = f"Of {count(len(view.trials), 'trial')}: {outcomes_text(view.trials)}."
+    stable = sum(bool(row["is_stable"]) for row in view.trials)
+    text = (
+        f"Of {count(len(view.trials), 'trial')}: {outcomes_text(view.trials)}; {stable:,} "
+        f"{'was' if stable == 1 else 'were'} stable."
+    )
     if lost:
         verb = "says" if lost == 1 else "say"
         text += f" {count(lost, 'trial')} {verb} nothing about stability and count against nobody."
@@ -105,10 +113,12 @@ def _start(row: Row) -> datetime | None:
 
 
 def _timeline(rows: Sequence[Row]) -> Figure:
-    nodes = sorted({row["node"] or "unknown" for row in rows})
+    nodes = sorted({row["node"] or _UNKNOWN for row in rows})
     data = []
     marks = marks_in(rows)
     drawn = spread_evenly(rows, len(rows))
+    lanes = _lanes(drawn)
+    middles, places = _places(nodes, lanes, drawn)
     for mark in marks:
         own = [row for row in drawn if mark_of(row).key == mark.key]
         starts = [_start(row) or _EPOCH for row in own]
@@ -118,7 +128,8 @@ def _timeline(rows: Sequence[Row]) -> Figure:
                 "orientation": "h",
                 "base": [start.isoformat(sep=" ", timespec="seconds") for start in starts],
                 "x": [1000 * max(0.0, row["wall_s"] or 0.0) for row in own],
-                "y": [plot_text(row["node"] or "unknown") for row in own],
+                "y": [places[id(row)] for row in own],
+                "width": [0.82] * len(own),
                 "marker": {
                     "color": f"@{mark.key}",
                     "line": {"color": f"@{mark.key}", "width": 1.5},
@@ -137,23 +148,24 @@ def _timeline(rows: Sequence[Row]) -> Figure:
         "data": data,
         "layout": layout(
             {"type": "date", "title": {"text": "time, UTC", "standoff": 8}},
-            {"type": "category", "autorange": "reversed", "showgrid": False,
-             "categoryorder": "array", "categoryarray": [plot_text(node) for node in nodes]},
+            {"range": [max(places.values()) + 0.7, -0.7], "showgrid": False,
+             "tickmode": "array", "tickvals": middles,
+             "ticktext": [plot_text(node) for node in nodes]},
             barmode="overlay",
-            bargap=0.45,
         ),
     }  # fmt: skip
+    height = 80 + max(44, min(_MAX_TIMELINE, _LANE * round(max(places.values()) + 1)))
     return Figure(
         name="timeline",
         finding=_timeline_finding(rows, nodes),
-        panels=(Panel(title="", spec=spec, height=80 + 44 * len(nodes)),),
+        panels=(Panel(title="", spec=spec, height=height),),
         legend=marks,
-        note=drawn_text(len(rows)).strip(),
+        note=f"A row holds trials that ran one after the other.{drawn_text(len(rows))}",
         table=DataTable.of(
             ("node", "trial", "attempt", "started, UTC", "seconds", "end"),
             rows,
             lambda row: (
-                row["node"] or "unknown",
+                row["node"] or _UNKNOWN,
                 row["trial_id"],
                 str(row["attempt"]),
                 row["started_at"],
@@ -164,12 +176,44 @@ def _timeline(rows: Sequence[Row]) -> Figure:
     )
 
 
+def _lanes(rows: Sequence[Row]) -> dict[int, int]:
+    """Return a lane for each trial, so that no two of a node that ran together share one."""
+    busy: dict[str, list[datetime]] = {}
+    lanes = {}
+    for row in sorted(rows, key=lambda row: (row["started_at"], row["trial_id"])):
+        start = _start(row) or _EPOCH
+        until = busy.setdefault(row["node"] or _UNKNOWN, [])
+        lane = next((i for i, end in enumerate(until) if end <= start), len(until))
+        until[lane : lane + 1] = [start + timedelta(seconds=row["wall_s"] or 0.0)]
+        lanes[id(row)] = lane
+    return lanes
+
+
+def _places(
+    nodes: Sequence[str], lanes: Mapping[int, int], rows: Sequence[Row]
+) -> tuple[list[float], dict[int, float]]:
+    """Return the middle of each node and the height of each trial, a unit per lane."""
+    middles: list[float] = []
+    places: dict[int, float] = {}
+    top = 0.0
+    for node in nodes:
+        own = [row for row in rows if (row["node"] or _UNKNOWN) == node]
+        num_lanes = 1 + max((lanes[id(row)] for row in own), default=0)
+        places |= {id(row): top + lanes[id(row)] for row in own}
+        middles.append(top + (num_lanes - 1) / 2)
+        top += num_lanes + _BETWEEN_NODES
+    return middles, places
+
+
 def _timeline_finding(rows: Sequence[Row], nodes: Sequence[str]) -> str:
     begin = min(_start(row) or _EPOCH for row in rows)
     end = max((_start(row) or _EPOCH) + timedelta(seconds=row["wall_s"] or 0.0) for row in rows)
-    minutes = (end - begin).total_seconds() / 60
+    seconds = (end - begin).total_seconds()
+    took = count(round(seconds), "second")
+    if seconds >= 120:  # noqa: PLR2004 - two minutes
+        took = f"{number(round(seconds / 60, 1))} minutes"
     lost = Counter(row["node"] for row in rows if row["outcome"] == Outcome.INFRASTRUCTURE)
-    text = f"The trials took {number(round(minutes, 1))} minutes on {count(len(nodes), 'node')}"
+    text = f"The trials took {took} on {count(len(nodes), 'node')}"
     if not lost:
         return f"{text}; no machine was lost."
     node, seen = min(lost.items(), key=lambda item: (-item[1], str(item[0])))

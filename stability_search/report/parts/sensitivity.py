@@ -15,6 +15,7 @@ from stability_search.report.figures import (
     Section,
     Spec,
     drawn_text,
+    guide_label,
     layout,
     line_shape,
     mark_of,
@@ -53,11 +54,12 @@ def build(view: View) -> Section:
         finding=_finding(view, rows, cap),
         panels=(Panel(title="", spec=_spec(rows, cap, e0, name), height=380),),
         legend=marks_in(rows),
+        is_legend_plain=True,
         series=tuple((label, f"series-{i}") for i, (label, _) in enumerate(_series(rows, name))),
         note=(
             "Each line joins the median of every octave. A loss above its start is drawn at the "
-            "start; a trial without a finite end stands on the rail at the top. Dotted lines: the "
-            "start, and E_0, where nothing has been learned." + drawn_text(len(rows))
+            "start; a trial without a finite end stands on the rail at the top. Here colour is "
+            "the line's; shape says how a trial ended." + drawn_text(len(rows))
         ),
         table=DataTable.of(
             ("trial", "series", "learning rate", "first probe", "last probe", "end"),
@@ -131,7 +133,9 @@ def _spec(rows: Sequence[Row], cap: float, e0: float | None, name: str) -> Spec:
         data += _marks(finite, f"@series-{i}", "y") + _marks(lost, f"@series-{i}", "y2")
     rates = [row["learning_rate"] for row in rows]
     axis, high = _loss_axis(levels, cap, e0)
-    guides = [y for y in (cap, e0) if y is not None and y <= high]
+    labels = ((cap, "start", "right"), (e0, "E_0: nothing learned", "left"))
+    guides = [(y, text, side) for y, text, side in labels if y is not None and y <= high]
+    is_log = axis["type"] == "log"
     spec_layout = layout(
         rate_axis(rates),
         {
@@ -150,8 +154,11 @@ def _spec(rows: Sequence[Row], cap: float, e0: float | None, name: str) -> Spec:
             "automargin": True,
             "anchor": "x",
         },
+        annotations=[
+            guide_label(text, math.log10(y) if is_log else y, side) for y, text, side in guides
+        ],
         shapes=[
-            *(line_shape((0, 1), (y, y), "@muted", xref="paper") for y in guides),
+            *(line_shape((0, 1), (y, y), "@muted", xref="paper") for y, _, _ in guides),
             {
                 "type": "rect", "xref": "paper", "yref": "paper", "layer": "below",
                 "x0": 0, "x1": 1, "y0": 0.89, "y1": 1, "fillcolor": "@rail", "line": {"width": 0},

@@ -25,6 +25,7 @@ from stability_search.report.figures import (
     scatter,
     spread_evenly,
 )
+from stability_search.report.grouping import applying
 from stability_search.report.wording import count, number, setting_value
 
 Floats = NDArray[np.float64]
@@ -32,9 +33,10 @@ Floats = NDArray[np.float64]
 _MAX_CATEGORIES = 8
 _GRID = 40  # columns of the smoothed share behind the marks
 _OCTAVES_WIDE = 1.0  # of the smoothing kernel
-_ROWS_WIDE = 0.45
+_ROWS_WIDE = 0.2  # rows: a value that was not tried borrows nothing from its neighbours
 _PRIOR = 0.25  # of a trial each way: keeps an empty region at one half
 _MIN_WEIGHT = 0.35  # trials near a cell before it is coloured
+_MIN_PANEL = 3  # trials that a panel needs to say anything of a setting
 _PANEL_PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -88,18 +90,19 @@ def build(view: View) -> Section:
             Panel(
                 title=f"{precision} \u2014 {_stable_words(chosen)}",
                 spec=_spec(view, chosen, vertical, rates, precision),
-                height=140 + 42 * max(3, min(len(vertical.values), 6)),
+                height=140 + 50 * max(3, min(len(vertical.values), 6)),
             )
         )
+    has_ring = any(_verdict_marks(view, vertical, precision) for precision in precisions)
+    ring = " The ring marks the configuration of the verdict, its bar the margin." * has_ring
     figure = Figure(
         name="map",
         finding=_finding(view, rows, precisions),
         panels=tuple(panels),
         legend=marks_in(rows),
         note=(
-            "The shade is the smoothed share of stable trials; where it is missing, nothing was "
-            "tried. The ring marks the configuration of the verdict, its bar the margin."
-            + drawn_text(len(rows))
+            "The shade is the smoothed share of stable trials; where it is missing, too little "
+            f"was tried.{ring}{drawn_text(len(rows))}"
         ),
         table=_table(view, rows, vertical),
     )
@@ -125,8 +128,9 @@ def _vertical(view: View, rows: Sequence[Row]) -> _Vertical:
         name = "init_scale"
     else:
         ranked = [c.name for c in contrasts(view, rows) if c.name in varying]
-        ranked = [n for n in ranked if n != "init_scale"] or ranked
-        name = next(iter([*ranked, *varying]), "stage")
+        names = [n for n in [*ranked, *varying] if n != "init_scale"] or varying
+        everywhere = [name for name in names if _varies_everywhere(view, rows, name)]
+        name = next(iter([*everywhere, *names]), "stage")
     values = sorted({row.get(name) for row in rows}, key=_value_order)
     numbers = [
         v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v > 0
@@ -136,6 +140,16 @@ def _vertical(view: View, rows: Sequence[Row]) -> _Vertical:
             name=name, values=(), span=(math.log2(min(numbers)), math.log2(max(numbers)))
         )
     return _Vertical(name=name, values=tuple(values), span=(0.0, len(values) - 1.0))
+
+
+def _varies_everywhere(view: View, rows: Sequence[Row], name: str) -> bool:
+    """Return True for a setting that applies to every trial and that every panel varies."""
+    if len(applying(rows, name, view.report.varying)) < len(rows):
+        return False
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        found.setdefault(_precision(view, row), []).append(row.get(name))
+    return all(len(own) < _MIN_PANEL or len(set(own)) > 1 for own in found.values())
 
 
 def _value_order(value: Any) -> tuple[int, float, str]:  # noqa: ANN401 - any JSON scalar

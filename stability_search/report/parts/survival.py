@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import log10
+from statistics import median_high
 
 from stability_search.records import Outcome
 from stability_search.report.context import Row, View
@@ -19,8 +21,13 @@ from stability_search.report.grouping import applying, groups_of
 from stability_search.report.wording import count, half_by, plain
 
 _MAX_PANELS = 3
-_MIN_GROUP = 3  # trials a line needs
+_MIN_GROUP = 5  # trials a line needs
 _READINGS = 4  # steps at which the table reads the staircase
+_EARLY = 0.05  # of the axis: where half of the events come before, it is logarithmic
+_FIRST = 0.8  # where step 0 is drawn on a logarithmic axis
+_PLOT = 290  # pixels of the staircase
+_ROW = 17  # pixels of a row of counts
+_THINNEST, _THICKER = 2.0, 1.3  # pixels of a line
 
 _HEAD = Section(name="survival", title="Survival", question="When does it break?")
 
@@ -49,16 +56,37 @@ def build(view: View) -> Section:
     figure = Figure(
         name="survival",
         finding=_finding(view, rows, splits),
-        panels=tuple(_panel(name, lines) for name, lines in splits),
+        panels=tuple(_panel(name, lines, is_log=_is_early(rows)) for name, lines in splits),
         note=(
-            "Kaplan-Meier with pointwise 95 % intervals. An event is the first bad step, or the "
-            "stop for instability if that came earlier; every other trial is counted until it "
-            "ended (a tick). The search chose these trials, most of them where it hoped for "
-            "stable ones: the lines compare values of a setting, they promise no rate."
+            "Kaplan-Meier with pointwise 95 % intervals (log-log). An event is the first bad "
+            "step, or the stop for instability if that came earlier; every other trial is "
+            "watched until it ended (a tick), and the numbers count those still watched. Seeds of "
+            "one configuration count one by one, which makes the intervals too narrow. The "
+            "search chose these trials, most of them where it hoped for stable ones: the lines "
+            f"promise no rate.{_picked_text(view, splits)}"
         ),
         table=_table(splits),
     )
     return replace(_HEAD, figures=(figure,))
+
+
+def _is_early(rows: Sequence[Row]) -> bool:
+    """Return True where half of the events lie at the very left of the axis."""
+    broken = [_end(row) for row in rows if _breaks(row)]
+    last: int = max(row["num_steps"] for row in rows)
+    return median_high(broken) < _EARLY * last
+
+
+def _picked_text(view: View, splits: Sequence[tuple[str, list[_Line]]]) -> str:
+    """Say that the settings were picked for how they differ, which flatters the difference."""
+    picked = [name for name, _ in splits if name != "learning_rate"]
+    num_others = sum(name != "learning_rate" for name in view.report.varying)
+    if not picked or len(picked) == num_others:
+        return ""
+    return (
+        f" Of {num_others:,} settings, {' and '.join(map(plain, picked))} differ most and are "
+        "shown for that: some of it is chance, or another setting's doing."
+    )
 
 
 def _breaks(row: Row) -> bool:
@@ -92,20 +120,39 @@ def _splits(view: View, rows: Sequence[Row]) -> list[tuple[str, list[_Line]]]:
     return [(name, lines) for _, name, lines in found[:_MAX_PANELS]]
 
 
-def _panel(name: str, lines: Sequence[_Line]) -> Panel:
+def _panel(name: str, lines: Sequence[_Line], *, is_log: bool) -> Panel:
     last = max(line.survival.ends[-1] for line in lines)
     data: list[Spec] = []
     for i, line in enumerate(lines):
-        data += [_band(line.survival, i, last), _stairs(line, i), _ticks(line.survival, i)]
+        width = _THINNEST + _THICKER * (len(lines) - 1 - i)  # where lines coincide, all are seen
+        data += [_band(line.survival, i), _stairs(line, i, width), _ticks(line.survival, i)]
+    readings = _readings(last, is_log=is_log)
+    data += [_at_risk(line.survival, i, readings) for i, line in enumerate(lines)]
+    if is_log:
+        for trace in data:
+            trace["x"] = [max(x, _FIRST) for x in trace["x"]]
+    height = _PLOT + _ROW * len(lines)
+    counts = _ROW * len(lines) / height
     spec = {
         "data": data,
         "layout": layout(
-            {"range": [0, 1.02 * last], "title": {"text": "step", "standoff": 8}},
+            {**_step_axis(last, readings, is_log=is_log), "anchor": "y2"},
             {
+                "domain": [counts + 0.03, 1],
                 "range": [-0.03, 1.04],
                 "tickvals": [0, 0.25, 0.5, 0.75, 1],
                 "ticktext": ["none", "25 %", "50 %", "75 %", "all"],
                 "title": {"text": "without a bad step", "standoff": 6},
+            },
+            yaxis2={
+                "domain": [0, counts],
+                "range": [len(lines) - 0.4, -0.6],
+                "tickvals": [(len(lines) - 1) / 2],
+                "ticktext": ["watched"],
+                "showgrid": False,
+                "zeroline": False,
+                "fixedrange": True,
+                "automargin": True,
             },
         ),
     }
@@ -113,7 +160,43 @@ def _panel(name: str, lines: Sequence[_Line]) -> Panel:
         (f"{line.label} ({line.survival.num_trials:,})", f"series-{i}")
         for i, line in enumerate(lines)
     )
-    return Panel(title=plain(name), spec=spec, height=300, series=series)
+    return Panel(title=plain(name), spec=spec, height=height, series=series)
+
+
+def _readings(last: int, *, is_log: bool) -> list[int]:
+    """Return the steps below which the trials under observation are counted."""
+    if is_log:
+        return [10**k for k in range(len(str(last))) if 3 * 10**k <= last] + [last]
+    return [round(last * k / _READINGS) for k in range(_READINGS + 1)]
+
+
+def _step_axis(last: int, readings: Sequence[int], *, is_log: bool) -> Spec:
+    shared = {
+        "tickmode": "array",
+        "tickvals": list(readings),
+        "ticktext": [f"{step:,}" for step in readings],
+    }
+    if is_log:
+        bounds = [log10(_FIRST * 0.9), log10(1.15 * last)]
+        title = {"text": "step (log scale)", "standoff": 8}
+        return {**shared, "type": "log", "range": bounds, "title": title}
+    title = {"text": "step", "standoff": 8}
+    return {**shared, "range": [-0.03 * last, 1.05 * last], "title": title}
+
+
+def _at_risk(survival: Survival, i: int, readings: Sequence[int]) -> Spec:
+    """Return how many trials were still watched just before some steps, as a row of numbers."""
+    return {
+        "type": "scatter",
+        "mode": "text",
+        "x": list(readings),
+        "y": [i] * len(readings),
+        "text": [f"{survival.at_risk(step - 1):,}" for step in readings],
+        "textfont": {"size": 11, "color": f"@series-{i}"},
+        "yaxis": "y2",
+        "cliponaxis": False,
+        "hoverinfo": "skip",
+    }
 
 
 def _corners(survival: Survival) -> tuple[list[int], list[Share]]:
@@ -124,7 +207,7 @@ def _corners(survival: Survival) -> tuple[list[int], list[Share]]:
     return steps, [*shares, shares[-1]]
 
 
-def _stairs(line: _Line, i: int) -> Spec:
+def _stairs(line: _Line, i: int, width: float) -> Spec:
     steps, shares = _corners(line.survival)
     left = [line.survival.num_trials, *line.survival.num_at_risk, line.survival.at_risk(steps[-1])]
     return {
@@ -132,7 +215,7 @@ def _stairs(line: _Line, i: int) -> Spec:
         "mode": "lines",
         "x": steps,
         "y": [round(share.value, 4) for share in shares],
-        "line": {"color": f"@series-{i}", "width": 2.2, "shape": "hv"},
+        "line": {"color": f"@series-{i}", "width": width, "shape": "hv"},
         "hovertext": [
             f"{plot_text(line.label)}, step {step}: {share_text(share)}, {num:,} watched"
             for step, share, num in zip(steps, shares, left, strict=True)
@@ -141,7 +224,7 @@ def _stairs(line: _Line, i: int) -> Spec:
     }
 
 
-def _band(survival: Survival, i: int, last: int) -> Spec:
+def _band(survival: Survival, i: int) -> Spec:
     steps, shares = _corners(survival)
     xs, lows, highs = [], [], []
     for k, share in enumerate(shares):
@@ -152,7 +235,7 @@ def _band(survival: Survival, i: int, last: int) -> Spec:
     return {
         "type": "scatter",
         "mode": "lines",
-        "x": [min(x, last) for x in (*xs, *reversed(xs))],
+        "x": [*xs, *reversed(xs)],
         "y": [round(y, 4) for y in (*highs, *reversed(lows))],
         "fill": "toself",
         "fillcolor": f"@series-{i}",
@@ -180,7 +263,9 @@ def _ticks(survival: Survival, i: int) -> Spec:
 def share_text(share: Share) -> str:
     """Return a share with its interval in per cent; a bare 0 or 100 would promise too much."""
     low, value, high = (f"{100 * part:.0f}" for part in (share.low, share.value, share.high))
-    said = {"0": "none", "100": "all"}.get(value, f"{value} %")
+    if share.value in {0, 1}:
+        return f"all (at least {low} %)" if share.value else f"none (at most {high} %)"
+    said = {"0": "below 1 %", "100": "above 99 %"}.get(value, f"{value} %")
     return f"{said} ({low} to {high} %)"
 
 
@@ -198,8 +283,9 @@ def _finding(view: View, rows: Sequence[Row], splits: Sequence[tuple[str, list[_
     if _left(best, horizon) == _left(worst, horizon):
         return f"{text}."
     return (
-        f"{text}; by step {horizon:,}, {_kept(best, horizon)} were left at {plain(name)} "
-        f"{best.label}, and {_kept(worst, horizon)} at {worst.label}."
+        f"{text}; by step {horizon:,}, of {best.survival.num_trials:,} with {plain(name)} "
+        f"{best.label} {_kept(best, horizon)} were still without one, of "
+        f"{worst.survival.num_trials:,} with {worst.label} {_kept(worst, horizon)}."
     )
 
 

@@ -201,7 +201,7 @@ def _entry(curve: Curve) -> Entry:
         mark=mark_of(row),
         why=_WHY[curve.why],
         bad=f"{row['num_bad_steps'] or 0:,} of {count(row['num_judged_steps'] or 0, 'step')}",
-        q=number(row["q"]),
+        q="" if row["q"] is None else f"{row['q']:.2f}",
     )
 
 

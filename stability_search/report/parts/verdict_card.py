@@ -10,10 +10,13 @@ from stability_search.report.parts.ladders import role_words
 from stability_search.report.wording import (
     MIN_SEEDS_FOR_WINNER,
     bad_steps_text,
+    choice_details,
     choice_text,
+    count,
     headline,
     margin_text,
     next_command,
+    next_hint,
     number,
     outcomes_text,
     plain,
@@ -45,7 +48,7 @@ class Factor:
     """One factor of the score, drawn as a bar.
 
     Attributes:
-        letter: A, B, C, P or Q.
+        letter: A, B, C, P, Q or M.
         label: Its name.
         value: In [0, 1].
         text: The number.
@@ -111,6 +114,7 @@ class Card:
     kind: str
     headline: str
     lead: str
+    details: str
     about: str
     config_id: str
     settings: tuple[tuple[str, str], ...]
@@ -122,10 +126,13 @@ class Card:
     trade: str
     targets: tuple[Target, ...]
     missed: tuple[str, ...]
+    broke_title: str
     broke: tuple[str, ...]
+    today: str
     widen: str
     warnings: tuple[str, ...]
     next_command: str
+    next_hint: str
 
 
 def build(view: View) -> Card:
@@ -136,10 +143,13 @@ def build(view: View) -> Card:
     missed = tuple(view.verdict.missed)
     if is_none and not missed and row is not None and row["missed"]:
         missed = tuple(row["missed"].split("; "))
+    what = what_broke(view)
+    others = "others" if row is not None else "trials"
     return Card(
         kind=str(view.verdict.kind),
         headline=headline(view),
-        lead=choice_text(view),
+        lead=_lead(view),
+        details=choice_details(view),
         about="The choice" if view.verdict.choice else "What came closest",
         config_id=config_id or "",
         settings=() if row is None else _active(view, row),
@@ -151,10 +161,34 @@ def build(view: View) -> Card:
         trade=_trade(view),
         targets=() if row is None else targets(view, row["config_id"]),
         missed=tuple(plain(view.private(text)) for text in missed),
-        broke=() if view.verdict.choice else (*what_broke(view), _all_outcomes(view)),
+        broke_title=f"What broke the {others}" if what else "How the trials ended",
+        broke=(*what, _all_outcomes(view)),
+        today=today_text(view),
         widen=what_to_widen(view) if is_none else "",
         warnings=warnings(view),
         next_command=next_command(view),
+        next_hint=next_hint(view),
+    )
+
+
+def _lead(view: View) -> str:
+    text = choice_text(view)
+    return f"Train with the settings below. {text}" if view.verdict.choice else text
+
+
+def today_text(view: View) -> str:
+    """Say how today's configuration did; empty where the space names none."""
+    today = next(iter(view.report.start_config_ids), None)
+    row = view.by_id.get(today or "")
+    if row is None or today == view.headline_id:
+        return ""
+    if not row["num_seeds"]:
+        return f"{row['config_id']} was not confirmed."
+    ends = outcomes_text(view.seeds_of(row["config_id"]))
+    return (
+        f"{row['config_id']}: {seeds_text(row)} stable over "
+        f"{count(row['num_planned_steps'], 'step')} ({ends}); "
+        f"{row['num_bad_steps']:,} of {count(row['num_judged_steps'], 'step')} bad."
     )
 
 
@@ -193,10 +227,16 @@ def facts(view: View, row: Row) -> tuple[Fact, ...]:
             note="not enough seeds to name a winner" if few else "stable, on fresh seeds",
         ),
         Fact(label="Bad steps", value=bad.removesuffix(" bad").removesuffix(" steps"),
-             note=f"{bound or bad}"),
+             note=f"{bound or bad}{_left_out(view, row)}"),
         Fact(label="Horizon", value=f"{steps:,} steps", note=f"on {plain(view.report.device)}; "
              "longer runs are not certified"),
     )  # fmt: skip
+
+
+def _left_out(view: View, row: Row) -> str:
+    """Say how many steps were not judged because their batch was at fault."""
+    left_out = sum(seed["num_data_steps"] or 0 for seed in view.seeds_of(row["config_id"]))
+    return f"; {count(left_out, 'step')} with a faulty batch left out" if left_out else ""
 
 
 def _factors(row: Row) -> tuple[Factor, ...]:
@@ -206,6 +246,7 @@ def _factors(row: Row) -> tuple[Factor, ...]:
         ("C", "keeps its gain", "kept"),
         ("P", "progress", "progress"),
         ("Q", "lower bound on q", "q_lower"),
+        ("M", "q at higher rates", "mean_margin"),
     )
     return tuple(
         Factor(letter=letter, label=label, value=row[name], text=f"{row[name]:.2f}")
@@ -270,6 +311,7 @@ def _comparison(view: View) -> Comparison | None:
         for name in view.report.setting_names
         if len({row.get(name) for row in rows}) > 1
     ]
+    body.append(("the bar", tuple(_bar_cell(view, row) for row in rows)))
     body.append(("score S", tuple(_score_cell(row) for row in rows)))
     body.append(("margin", tuple(margin_text(row, octaves) for row in rows)))
     body.append(
@@ -279,13 +321,14 @@ def _comparison(view: View) -> Comparison | None:
         ("bad steps", tuple(bad_steps_text(r) if r["num_seeds"] else "\u2013" for r in rows))
     )
     for label, name in (("A calm", "calm"), ("B smooth", "smooth"), ("C kept", "kept"),
-                        ("P progress", "progress"), ("Q", "q_lower")):  # fmt: skip
+                        ("P progress", "progress"), ("Q", "q_lower"),
+                        ("M", "mean_margin")):  # fmt: skip
         body.append(
             (label, tuple("\u2013" if r[name] is None else f"{r[name]:.2f}" for r in rows))
         )
     body.append(("last probe loss", tuple(number(row["probe_last"]) for row in rows)))
     body += [(name, tuple(_metric_cell(view, c, name) for c in ids)) for name in view.metric_names]
-    headings = tuple((role_words(view, c) or "runner-up", c) for c in ids)
+    headings = tuple((role_words(view, c) or "also confirmed", c) for c in ids)
     return Comparison(headings=headings, rows=tuple(body))
 
 
@@ -303,6 +346,15 @@ def _trade(view: View) -> str:
         f"against {number(choice['probe_last'])}; its margin is {margin_text(fastest, octaves)} "
         f"against {margin_text(choice, octaves)}."
     )
+
+
+def _bar_cell(view: View, row: Row) -> str:
+    """Say whether a configuration met the bar, or what it missed of it."""
+    if not row["num_seeds"]:
+        return "not confirmed"
+    if row["num_seeds"] < view.study.confirm.seeds:
+        return f"run on {row['num_seeds']} of {count(view.study.confirm.seeds, 'seed')} only"
+    return "met" if row["meets_bar"] else f"missed: {plain(row['missed'])}"
 
 
 def _score_cell(row: Row) -> str:
