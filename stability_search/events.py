@@ -15,19 +15,59 @@ SCHEMA = "stability-search/events/1"
 
 
 class EventName(StrEnum):
-    """What can happen, with the fields that come with it."""
+    """What can happen; `FIELDS` says what comes with it."""
 
-    STUDY_STARTED = "study_started"  # run_directory, device, trials, slots, space
-    STAGE_STARTED = "stage_started"  # stage, planned (null where the number is not known ahead)
-    TRIAL_STARTED = "trial_started"  # trial_id, stage, settings
-    # trial_id, step, num_planned_steps, num_bad_steps, scale, grad_norm, loss
+    STUDY_STARTED = "study_started"
+    STAGE_STARTED = "stage_started"
+    TRIAL_STARTED = "trial_started"
     TRIAL_PROGRESS = "trial_progress"
-    # trial_id, stage, outcome, reason, q, num_steps, num_planned_steps, wall_s, settings
     TRIAL_FINISHED = "trial_finished"
-    TRIAL_RETRIED = "trial_retried"  # trial_id, attempt, reason
-    NODE_QUARANTINED = "node_quarantined"  # node, reason
-    MESSAGE = "message"  # level (info, warning, error), text
-    STUDY_FINISHED = "study_finished"  # verdict, exit_code, report
+    TRIAL_RETRIED = "trial_retried"
+    NODE_QUARANTINED = "node_quarantined"
+    MESSAGE = "message"
+    STUDY_FINISHED = "study_finished"
+
+
+FIELDS: Mapping[EventName, tuple[str, ...]] = {
+    EventName.STUDY_STARTED: ("run_directory", "device", "trials", "slots", "space", "outcomes"),
+    EventName.STAGE_STARTED: ("stage", "planned", "planned_at_most", "finished"),
+    EventName.TRIAL_STARTED: (
+        *("trial_id", "stage", "config_id", "seed", "attempt", "node", "num_planned_steps"),
+        "settings",
+    ),
+    EventName.TRIAL_PROGRESS: (
+        *("trial_id", "step", "num_planned_steps", "num_bad_steps", "scale", "grad_norm", "loss"),
+    ),
+    EventName.TRIAL_FINISHED: (
+        *("trial_id", "stage", "config_id", "seed", "attempt", "node", "outcome", "reason", "q"),
+        *("num_planned_steps", "num_steps", "num_bad_steps", "wall_s", "settings"),
+    ),
+    EventName.TRIAL_RETRIED: ("trial_id", "attempt", "reason"),
+    EventName.NODE_QUARANTINED: ("node", "reason"),
+    EventName.MESSAGE: ("level", "text"),
+    EventName.STUDY_FINISHED: ("verdict", "exit_code", "config_id", "reason", "report"),
+}
+"""What comes with each event, every time. A field that `OWN_FIELDS` does not explain is a column
+of `trials` or of a step."""
+
+OWN_FIELDS: Mapping[str, str] = {
+    "run_directory": "Path of the run directory.",
+    "space": "Path of the space file.",
+    "trials": "Trials the search plans; 0 without a search.",
+    "slots": "Trials at once.",
+    "planned": "Trials the stage plans; null where results decide it, as in `confirm`.",
+    "planned_at_most": "Most trials the stage can take.",
+    "outcomes": "Attempts that an earlier run had finished, by outcome.",
+    "finished": "Trials of the stage that an earlier run had finished.",
+    "settings": "The settings that vary, by name; all where none does.",
+    "level": "`info`, `warning` or `error`.",
+    "text": "The message.",
+    "verdict": "`stable`, `none` or `incomplete`.",
+    "exit_code": "Exit code of the command.",
+    "report": "Path of `report.html`; null where there was no time to write it.",
+}
+"""What fields say that are no column. In `study_finished`, `config_id` is the choice or what came
+closest, and `reason` why there is no choice; null and empty where that says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,3 +132,12 @@ def _finite(value: _Loose) -> Json:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def as_markdown() -> str:
+    """Return events and fields as Markdown, as they stand in `search/README.md`."""
+    lines = ["| event | fields |", "|---|---|"]
+    lines += [f"| `{name}` | {', '.join(f'`{one}`' for one in FIELDS[name])} |" for name in FIELDS]
+    lines += ["", "| field | meaning |", "|---|---|"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in OWN_FIELDS.items()]
+    return "\n".join(lines) + "\n"

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -73,10 +75,6 @@ class FakeStudy:
         self.calls.append(("report", {"run": run}))
         return self.end()
 
-    def plan_study(self, space: object) -> tuple[str, ...]:
-        self.calls.append(("plan", {"space": space}))
-        return ("2 trials", "files in reports/")
-
     def _play(self, on_event: Callable[[Event], None]) -> object:
         self.directory.mkdir(exist_ok=True)
         self.on_play()
@@ -92,7 +90,7 @@ class FakeStudy:
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStudy]:
     fake = FakeStudy(tmp_path / "a run")
     for part, names in (
-        ("study", ("run_study", "resume_study", "plan_study")),
+        ("study", ("run_study", "resume_study")),
         ("closing", ("render_run",)),
     ):
         module = types.ModuleType(f"stability_search.search.{part}")
@@ -209,13 +207,21 @@ def test_report_exits_0_whatever_the_verdict(
     assert capfd.readouterr().out.startswith(r"the \x1b[1mverdict")
 
 
-def test_a_dry_run_prints_the_plan_and_starts_nothing(
-    study: FakeStudy, capfd: pytest.CaptureFixture[str]
+def test_a_dry_run_starts_nothing_and_refuses_to_make_events(
+    study: FakeStudy, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["run", "--space", "teacher.yaml", "--dry-run"]) == 0
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(
+        "stability_search.cli.commands.print_dry_run", lambda _, **options: asked.append(options)
+    )
+    words = ["run", "--space", "teacher.yaml", "--dry-run", "--output", "there"]
 
-    assert [name for name, _ in study.calls] == ["plan"]
-    assert capfd.readouterr().out.splitlines() == ["2 trials", "files in reports/"]
+    assert main(words) == 0
+    assert main([*words, "--json-events"]) == 2
+
+    assert asked == [{"output": Path("there"), "address": None}]
+    assert study.calls == []
+    assert "a dry run has no events" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -293,11 +299,17 @@ def test_a_wrong_command_line_is_exit_2_in_one_line(
 COMMANDS = [
     "run",
     "resume",
+    "status",
     "report",
+    "compare",
     "validate",
     "diagnose",
     "train",
     "instrument",
+    "submit",
+    "logs",
+    "stop",
+    "fetch",
     "schema",
     "doctor",
 ]
@@ -384,3 +396,72 @@ def test_a_full_disk_under_stdout_is_said(
         assert main(words) == code
 
     assert capfd.readouterr().err.splitlines()[-1].endswith("written: No space left on device.")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["train", "--space", "one.yaml", "--steps", "abc"],
+            "'--steps': .*, but got 'abc'. See",
+        ),
+        (["status", "--format=xml", "run"], "but got 'xml'. See"),
+        (["validate", "--space", "absent"], "^absent  no such space file: .*shipped"),
+        (["validate", "--space", ""], "^''  no such space file: .*shipped"),
+        (["run", "--space", "one.yaml", "--output", "one.yaml"], "cannot be made: .*Choose"),
+    ],
+)
+@pytest.mark.usefixtures("study")
+def test_a_wrong_value_is_said_with_rule_value_and_way_out(
+    words: list[str],
+    says: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from stability_search import space_directory
+
+    monkeypatch.setattr(
+        sys.modules["stability_search.search.study"],
+        "run_study",
+        lambda _, *, output, **__: space_directory.make_folder(output),
+    )
+    assert main(words) == 2
+
+    err = capfd.readouterr().err
+    assert re.search(says, err, re.MULTILINE)
+    assert "Traceback" not in err
+    assert "^\n" not in err  # no caret under nothing
+
+
+def test_no_words_at_all_are_answered_by_the_help(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "See `stability-search --help`" not in capfd.readouterr().err
+
+
+CLOSED = """
+import os, sys
+os.close(1)
+sys.stdout = None
+from stability_search.cli.program import main
+code = main(["--version"])
+opened = os.open(os.devnull, os.O_RDONLY)
+os.write(2, f"{code} {opened}".encode())
+"""
+
+
+def test_a_closed_standard_output_is_no_bug_and_no_file_takes_its_place() -> None:
+    done = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-c", CLOSED], capture_output=True, text=True, check=True
+    )
+
+    code, opened = map(int, done.stderr.split())
+    assert code == 0
+    assert opened > 2  # else prints would land in what is opened next
+
+
+def test_a_reader_that_leaves_during_the_help_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(_words: object) -> int:
+        raise SystemExit(1)  # what Typer makes of a broken pipe
+
+    monkeypatch.setattr("stability_search.cli.program.parse", leave)
+    assert main(["--help"]) == 0

@@ -25,7 +25,9 @@ print(json.dumps({"code": code, "loaded": loaded}), file=sys.stderr)
 """
 
 
-def heavy_modules_of(*words: str, cwd: Path, before: str = "", path: str = "") -> list[str]:
+def heavy_modules_of(
+    *words: str, cwd: Path, before: str = "", path: str = "", code: int | None = 0
+) -> list[str]:
     done = subprocess.run(  # noqa: S603 - our own words
         [sys.executable, "-c", before + PROBE, ",".join(HEAVY), *words],
         cwd=cwd,
@@ -35,8 +37,8 @@ def heavy_modules_of(*words: str, cwd: Path, before: str = "", path: str = "") -
         check=True,
     )
     result = json.loads(done.stderr.splitlines()[-1])
-    assert result["code"] == 0, done.stderr
-    assert done.stdout
+    assert code is None or result["code"] == code, done.stderr
+    assert done.stdout or code is None
     loaded: list[str] = result["loaded"]
     return loaded
 
@@ -56,6 +58,53 @@ def test_reading_commands_load_nothing_heavy(words: list[str], tmp_path: Path) -
     (tmp_path / "space.yaml").write_text(SPACE)
 
     assert heavy_modules_of(*words, cwd=tmp_path) == []
+
+
+def run_directory_of(folder: Path) -> Path:
+    """Make a run whose first trial has not ended, as the driver does."""
+    from stability_search import space as spaces  # pydantic is for this test alone
+    from stability_search.search import run_directory
+    from stability_search.search.ledger import Ledger
+
+    (folder / "space.yaml").write_text(SPACE)
+    space = spaces.load(folder / "space.yaml")
+    facts = run_directory.study_facts(space)
+    run = run_directory.create(folder / "run", space, facts=facts, environment={})
+    Ledger.create(run.ledger, facts).close()
+    return run.path
+
+
+def test_status_loads_nothing_heavy(tmp_path: Path) -> None:
+    run = run_directory_of(tmp_path)
+
+    assert heavy_modules_of("status", str(run), cwd=tmp_path) == []
+
+
+@pytest.mark.fault
+def test_comparing_loads_neither_torch_nor_ray(tmp_path: Path) -> None:
+    run = str(run_directory_of(tmp_path))
+
+    loaded = heavy_modules_of("compare", run, run, cwd=tmp_path, code=None)
+
+    assert {"torch", "ray", "optuna", "plotly"}.isdisjoint(loaded)
+
+
+@pytest.mark.fault
+def test_reporting_loads_neither_torch_nor_ray(tmp_path: Path) -> None:
+    run = str(run_directory_of(tmp_path))
+
+    assert {"torch", "ray"}.isdisjoint(heavy_modules_of("report", run, cwd=tmp_path))
+
+
+def test_completing_loads_nothing_heavy(tmp_path: Path) -> None:
+    asked = {
+        "_STABILITY_SEARCH_COMPLETE": "complete_bash",
+        "COMP_WORDS": "stability-search run --space te",
+        "COMP_CWORD": "3",
+    }
+    before = f"import os; os.environ.update({asked!r})\n"
+
+    assert heavy_modules_of("run", cwd=tmp_path, before=before) == []
 
 
 @pytest.mark.parametrize("name", HEAVY)

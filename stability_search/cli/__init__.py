@@ -2,14 +2,17 @@
 
 program    `main`: one exit code for every way a command can end
 commands   what each command takes and prints; long ones have a file of their own:
-           diagnosing, training_commands, instrumenting
+           diagnosing, training_commands, instrumenting, status_command, dry_running
 options    the options that several commands share
 printing   data on standard output
+next_step  the command that a reader of a verdict wants next
+completing what a shell offers for Tab
 outlets    where events go: live view, plain lines or JSON lines
 board      the state of a study, folded from its events
 lines      events and states as lines of text
 live       the board as a live view on a terminal
-doctor     checks of the machine
+doctor     checks of the machine; those of tokens and dashboards stand in exposure, what a check
+           is in checks
 inert      makes a hostile string harmless to a terminal
 """
 

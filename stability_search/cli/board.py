@@ -23,7 +23,7 @@ class RunningTrial:
         settings: Its configuration.
         last_word_s: When it was last heard of, on the watcher's clock.
         step: Attempted steps so far.
-        num_planned_steps: Its horizon; None until it first spoke.
+        num_planned_steps: Its horizon; None where nobody said.
         num_bad_steps: `bad` steps so far.
         scale: Loss scale; None without loss scaling or before the first step.
         grad_norm: Last gradient norm; None where non-finite or not measured.
@@ -66,6 +66,10 @@ class _Contender:
     settings: Mapping[str, Json]
     scores: list[float] = field(default_factory=list)
 
+    @property
+    def mean(self) -> float:
+        return sum(self.scores) / len(self.scores)
+
 
 class Board:
     """Counts, running trials and the best so far.
@@ -80,12 +84,14 @@ class Board:
         self.num_slots: int | None = None
         self.stage = ""
         self.num_planned: int | None = None
+        self.is_bound = False  # of `num_planned`: results decide, and it is the most there can be
         self.num_finished = 0
         self.outcomes: Counter[str] = Counter()
         self.running: dict[str, RunningTrial] = {}
         self.recent: deque[Event] = deque(maxlen=NUM_RECENT_EVENTS)
         self.saved_s = 0.0
         self._stage_started_s = 0.0
+        self._num_before = 0  # trials of the stage that an earlier run had finished
         self._contenders: dict[str, dict[str, _Contender]] = {}
 
     def apply(self, event: Event, now_s: float) -> None:
@@ -105,15 +111,21 @@ class Board:
                 self.run_directory = event.text("run_directory")
                 self.device = event.text("device")
                 self.num_slots = _count(event, "slots")
+                self.outcomes.update(_counts(event, "outcomes"))
             case EventName.STAGE_STARTED:
                 self.stage = event.text("stage")
-                self.num_planned = _count(event, "planned")
-                self.num_finished = 0
+                planned = _count(event, "planned")
+                self.is_bound = planned is None
+                self.num_planned = _count(event, "planned_at_most") if self.is_bound else planned
+                self.num_finished = self._num_before = _count(event, "finished") or 0
                 self._stage_started_s = now_s
             case EventName.TRIAL_STARTED:
                 trial_id = event.text("trial_id")
                 self.running[trial_id] = RunningTrial(
-                    trial_id=trial_id, settings=event.settings(), last_word_s=now_s
+                    trial_id=trial_id,
+                    settings=event.settings(),
+                    last_word_s=now_s,
+                    num_planned_steps=_count(event, "num_planned_steps"),
                 )
             case EventName.TRIAL_FINISHED:
                 self._finish(event)
@@ -126,15 +138,17 @@ class Board:
         """Estimate the seconds until the stage ends from the trials it has done so far.
 
         Returns:
-            Seconds >= 0; None where the number of trials is unknown or none has got anywhere.
+            Seconds >= 0, at most so many where `is_bound`; None where the number of trials is
+            unknown or none has got anywhere.
         """
         if self.num_planned is None:
             return None
         done = self.num_finished + sum(trial.done_frac for trial in self.running.values())
+        done_now = done - self._num_before
         elapsed_s = now_s - self._stage_started_s
-        if done <= 0 or elapsed_s <= 0:
+        if done_now <= 0 or elapsed_s <= 0:
             return None
-        return max(0.0, elapsed_s * (self.num_planned - done) / done)
+        return max(0.0, elapsed_s * (self.num_planned - done) / done_now)
 
     @property
     def best(self) -> Best | None:
@@ -142,10 +156,10 @@ class Board:
         for stage in (Stage.CONFIRM, Stage.SEARCH):
             contenders = self._contenders.get(stage, {}).values()
             if contenders:
-                leader = max(contenders, key=lambda one: sum(one.scores) / len(one.scores))
+                leader = max(contenders, key=lambda one: (one.mean, len(one.scores)))
                 return Best(
                     stage=stage,
-                    q=sum(leader.scores) / len(leader.scores),
+                    q=leader.mean,
                     num_seeds=len(leader.scores),
                     settings=leader.settings,
                 )
@@ -178,6 +192,13 @@ class Board:
 def _count(event: Event, key: str) -> int | None:
     value = event.number(key)
     return None if value is None else int(value)
+
+
+def _counts(event: Event, key: str) -> dict[str, int]:
+    value = event.fields.get(key)
+    if not isinstance(value, Mapping):
+        return {}
+    return {str(name): number for name, number in value.items() if isinstance(number, int)}
 
 
 def _saved_s(event: Event) -> float:

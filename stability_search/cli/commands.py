@@ -14,9 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stability_search import __version__
+from stability_search.cli.cluster_commands import fetch, logs, stop, submit
+from stability_search.cli.comparing import compare
 from stability_search.cli.diagnosing import diagnose
+from stability_search.cli.drawing import Drawing, FiguresOption
+from stability_search.cli.dry_running import print_dry_run
+from stability_search.cli.formats import Format, FormatOption, print_formatted
 from stability_search.cli.inert import inert
 from stability_search.cli.instrumenting import CONTEXT, instrument
+from stability_search.cli.next_step import next_step
 from stability_search.cli.options import (
     AddressOption,
     DryRunOption,
@@ -25,6 +31,7 @@ from stability_search.cli.options import (
     RunArgument,
     SetOption,
     SpaceOption,
+    TrackerOption,
     Work,
 )
 from stability_search.cli.outlets import (
@@ -34,11 +41,14 @@ from stability_search.cli.outlets import (
     kept_stderr,
     message_sink,
 )
-from stability_search.cli.printing import print_data, short_path
+from stability_search.cli.printing import folded, print_data, short_path
+from stability_search.cli.status_command import status
+from stability_search.cli.tracked import tracked
 from stability_search.cli.training_commands import train
-from stability_search.errors import StabilitySearchError, UserCodeError
+from stability_search.cli.validating import validate
+from stability_search.errors import StabilitySearchError, UsageError
 from stability_search.events import Event
-from stability_search.records import VerdictKind
+from stability_search.records import Json
 
 if TYPE_CHECKING:
     from stability_search.search.closing import Study
@@ -62,7 +72,6 @@ def parse(words: Sequence[str]) -> int | Work:
 
 def _program(command_line: str) -> typer.Typer:
     program = typer.Typer(
-        add_completion=False,
         no_args_is_help=True,
         rich_markup_mode=None,  # help stays fast, and nothing reads markup
         pretty_exceptions_enable=False,
@@ -71,11 +80,17 @@ def _program(command_line: str) -> typer.Typer:
     program.callback()(_options)
     program.command("run")(_run_command(command_line))
     program.command("resume")(_resume_command(command_line))
+    program.command("status")(status)
     program.command("report")(_report)
-    program.command("validate")(_validate)
+    program.command("compare")(compare)
+    program.command("validate")(validate)
     program.command("diagnose")(diagnose)
     program.command("train")(train)
     program.command("instrument", context_settings=CONTEXT)(instrument)
+    program.command("submit")(submit)
+    program.command("logs")(logs)
+    program.command("stop")(stop)
+    program.command("fetch")(fetch)
     program.command("schema")(_schema)
     program.command("doctor")(_doctor)
     return program
@@ -106,6 +121,7 @@ def _run_command(command_line: str) -> Callable[..., Work]:
         overrides: SetOption = None,
         output: OutputOption = None,
         address: AddressOption = None,
+        trackers: TrackerOption = None,
         dry_run: DryRunOption = False,
         json_events: JsonOption = False,
     ) -> Work:
@@ -117,16 +133,29 @@ def _run_command(command_line: str) -> Callable[..., Work]:
 
         def work() -> int:
             from stability_search import space as spaces
-            from stability_search.search import study
 
+            if dry_run and json_events:
+                raise UsageError(
+                    "--dry-run, --json-events: one of them must be given, but got both; a dry run "
+                    "has no events."
+                )
             loaded = spaces.load(space, overrides or ())
             message_sink().write(f"space file: {inert(short_path(loaded.path))}")
             if dry_run:
-                print_data(*(inert(line) for line in study.plan_study(loaded)))
+                print_dry_run(loaded, output=output, address=address)
                 return 0
+            from stability_search.search import study
+
             return _watched(
-                lambda on_event: study.run_study(
-                    loaded, output=output, address=address, command=command_line, on_event=on_event
+                tracked(
+                    lambda on_event: study.run_study(
+                        loaded,
+                        output=output,
+                        address=address,
+                        command=command_line,
+                        on_event=on_event,
+                    ),
+                    trackers or (),
                 ),
                 json_events=json_events,
             )
@@ -142,6 +171,7 @@ def _resume_command(command_line: str) -> Callable[..., Work]:
         run: RunArgument,
         overrides: SetOption = None,
         address: AddressOption = None,
+        trackers: TrackerOption = None,
         json_events: JsonOption = False,
     ) -> Work:
         """Go on with a run that was interrupted, or with a larger budget.
@@ -153,8 +183,15 @@ def _resume_command(command_line: str) -> Callable[..., Work]:
             from stability_search.search import study
 
             return _watched(
-                lambda on_event: study.resume_study(
-                    run, overrides or (), address=address, command=command_line, on_event=on_event
+                tracked(
+                    lambda on_event: study.resume_study(
+                        run,
+                        overrides or (),
+                        address=address,
+                        command=command_line,
+                        on_event=on_event,
+                    ),
+                    trackers or (),
                 ),
                 json_events=json_events,
             )
@@ -164,26 +201,32 @@ def _resume_command(command_line: str) -> Callable[..., Work]:
     return resume
 
 
-def _report(run: RunArgument) -> Work:
-    """Write the tables and the report of a run again; exit 0 whatever the verdict is."""
+def _report(
+    run: RunArgument, chosen: FormatOption = Format.TABLE, figures: FiguresOption = None
+) -> Work:
+    """Write the tables and the report of a run again; exit 0 whatever the verdict is.
+
+    Prints the verdict; as JSON what report.json holds, as CSV the table of configurations.
+    """
 
     def work() -> int:
         from stability_search.search import closing
 
+        drawing = None if figures is None else Drawing(figures)  # first: it may not be installed
         end = closing.render_run(run)
-        print_data(*_closing_lines(end))
-        return 0
+        if drawing is not None:
+            drawing.draw(end.directory)
+        match chosen:
+            case Format.TABLE:
+                print_data(*_closing_lines(end))  # made inert there
+            case Format.JSON:
+                written = (end.directory / "report.json").read_text(encoding="utf-8")
+                print_formatted(chosen, lines=(), rows=(), document=json.loads(written))
+            case Format.CSV:
+                from stability_search.table import records
 
-    return work
-
-
-def _validate(*, space: SpaceOption, overrides: SetOption = None) -> Work:
-    """Check a space file: every problem at once, with file, line and column."""
-
-    def work() -> int:
-        from stability_search import space as spaces
-
-        print_data(inert(spaces.describe(spaces.load(space, overrides or ()))))
+                rows = records(end.tables().configurations)
+                print_formatted(chosen, lines=(), rows=rows, document=None)
         return 0
 
     return work
@@ -201,15 +244,17 @@ def _schema() -> Work:
     return work
 
 
-def _doctor() -> Work:
+def _doctor(chosen: FormatOption = Format.TABLE) -> Work:
     """Check this machine: a line per check, with the fix; exit 0, or 4 if one failed."""
 
     def work() -> int:
         from stability_search.cli import doctor
 
         checks = doctor.examine(Path.cwd())
-        print_data(*doctor.lines(checks))
-        return doctor.exit_code(checks)
+        code, rows = doctor.exit_code(checks), doctor.rows(checks)
+        document: Json = {"schema": doctor.SCHEMA, "exit_code": code, "checks": [*rows]}
+        print_formatted(chosen, lines=doctor.lines(checks), rows=rows, document=document)
+        return code
 
     return work
 
@@ -259,23 +304,7 @@ def _logged(error: Exception, run_directory: str) -> str:
 def _closing_lines(end: "Study") -> list[str]:
     """Return the verdict, the report's path and the next command."""
     directory = end.directory
-    lines = [inert(line) for line in end.lines]
+    lines = folded(inert(line) for line in end.lines)
     if (directory / "report.html").is_file():
         lines.append(f"report: {inert(short_path(directory / 'report.html'))}")
-    quoted = inert(shlex.quote(short_path(directory)))
-    match end.verdict.kind:
-        case VerdictKind.STABLE:
-            best = inert(shlex.quote(short_path(directory / "best.yaml")))
-            lines.append(
-                f"next: stability-search train --space {best} --steps 10000  # your own length"
-            )
-        case VerdictKind.NONE:
-            lines.append("next: change the space file as the report says, then run it again")
-        case VerdictKind.INCOMPLETE if end.verdict.exit_code == UserCodeError.exit_code:
-            lines.append("next: mend the task, then run again with another --output")
-        case VerdictKind.INCOMPLETE if "budget" in end.verdict.reason:
-            more = "raise what ended it: --set search.step_budget=... or search.time_budget_s=..."
-            lines.append(f"next: stability-search resume {quoted}  # {more}")
-        case VerdictKind.INCOMPLETE:
-            lines.append(f"next: stability-search resume {quoted}")
-    return lines
+    return [*lines, f"next: {next_step(directory, end.verdict)}"]

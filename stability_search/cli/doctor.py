@@ -4,19 +4,26 @@ What is looked at comes in as arguments, so that every verdict can be tested wit
 that earns it.
 """
 
+import contextlib
+import fcntl
 import importlib.metadata
 import os
 import shutil
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from stability_search.cli.checks import Check, State
+from stability_search.cli.exposure import check_dashboards, check_token, command_lines
 from stability_search.cli.inert import inert
+from stability_search.records import Json
+
+SCHEMA = "stability-search/doctor/1"
 
 _MIB = 1024**2
 _LITTLE_DISK, _NO_DISK = 2048 * _MIB, 256 * _MIB
@@ -25,31 +32,6 @@ _LITTLE_SHARED_MEMORY = 2 * _OBJECT_STORE
 _OLDEST_PYTHON = (3, 11)
 _INSTALL = "pip install -c constraints.txt ."
 _EXIT_FAILED = 4
-
-
-class State(StrEnum):
-    """What a check found."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "FAIL"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
-    """One line of `doctor`.
-
-    Attributes:
-        name: What was looked at.
-        state: Whether a study can run with it.
-        found: What is there.
-        fix: What to do; empty where nothing need be done.
-    """
-
-    name: str
-    state: State
-    found: str
-    fix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +64,10 @@ def examine(folder: Path) -> list[Check]:
         *check_packages(_requirements(), _installed),
         *check_torch(_torch_facts(), has_driver=shutil.which("nvidia-smi") is not None),
         check_disk(folder, free=shutil.disk_usage(folder).free),
+        check_storage(folder),
         check_shared_memory(_shared_memory_free()),
+        check_token(os.environ, Path.home()),
+        check_dashboards(command_lines()),
         check_chromium(shutil.which("chromium")),
     ]
 
@@ -91,12 +76,19 @@ def lines(checks: Sequence[Check]) -> list[str]:
     """Return one line per check, and a last one that counts them."""
     width = max(len(check.name) for check in checks)
     text = [
-        f"{check.state:<4}  {check.name:<{width}}  {inert(check.found)}"
-        + (f". Fix: {check.fix}" if check.fix else "")
+        inert(
+            f"{check.state:<4}  {check.name:<{width}}  {check.found}"
+            + (f". Fix: {check.fix}" if check.fix else "")
+        )
         for check in checks
     ]
     counts = [f"{sum(check.state is state for check in checks)} {state}" for state in State]
     return [*text, ", ".join(counts)]
+
+
+def rows(checks: Sequence[Check]) -> list[dict[str, Json]]:
+    """Return a row per check, for programs and spreadsheets."""
+    return [asdict(check) for check in checks]
 
 
 def exit_code(checks: Sequence[Check]) -> int:
@@ -212,6 +204,43 @@ def check_disk(folder: Path, *, free: int) -> Check:
     if free < _LITTLE_DISK:
         return Check(name="disk", state=State.WARN, found=found, fix=fix)
     return Check(name="disk", state=State.OK, found=found)
+
+
+def check_storage(folder: Path) -> Check:
+    """Check that a ledger can be kept there: locks, and a transaction of SQLite.
+
+    Args:
+        folder: Where run directories would be made; network file systems often lack one of them.
+    """
+    name = "storage"
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".stability-search-") as trial:
+            _keep_a_ledger(Path(trial))
+    except (OSError, sqlite3.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        found = f"{folder} cannot hold a ledger: {reason}"
+        return Check(name=name, state=State.FAIL, found=found, fix="run on a local disk")
+    return Check(name=name, state=State.OK, found="locks and transactions work")
+
+
+def _keep_a_ledger(folder: Path) -> None:
+    """Take the lock that a study takes, and commit, as it does.
+
+    Raises:
+        OSError: Locks or renames do not work there.
+        sqlite3.Error: Transactions do not.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.closing(sqlite3.connect(folder / "part.db")) as connection, connection:
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("CREATE TABLE trials (number INTEGER)")
+            connection.execute("INSERT INTO trials VALUES (1)")
+        (folder / "part.db").replace(folder / "whole.db")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_shared_memory(free: int | None) -> Check:

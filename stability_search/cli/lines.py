@@ -53,18 +53,18 @@ def stage_words(board: Board, now_s: float) -> str:
     """Return how far the stage is and how long it may still take."""
     if not board.stage:
         return "starting"
-    planned = "" if board.num_planned is None else f" of {board.num_planned}"
+    about, most = ("at most ", "at most ") if board.is_bound else ("about ", "")
+    planned = "" if board.num_planned is None else f" of {most}{board.num_planned}"
     left_s = board.time_left_s(now_s)
     left = (
-        "time left unknown" if left_s is None else f"about {duration(left_s)} left in this stage"
+        "time left unknown" if left_s is None else f"{about}{duration(left_s)} left in this stage"
     )
     return f"{inert(board.stage)}: {board.num_finished}{planned} trials done, {left}"
 
 
 def best_words(best: Best) -> str:
-    """Return the best so far: its run score, where it was measured, its settings."""
-    seeds = counted(best.num_seeds, "seed")
-    return f"q {best.q:.3f} ({best.stage}, {seeds}): {setting_words(best.settings)}"
+    """Return the best so far: its run score and where it was measured."""
+    return f"q {best.q:.3f} ({best.stage}, {counted(best.num_seeds, 'seed')})"
 
 
 def heartbeat(board: Board, now_s: float) -> str:
@@ -117,8 +117,10 @@ def _trial_finished(event: Event) -> str:
 
 
 def _stage_started(event: Event) -> str:
-    planned = event.number("planned")
-    trials = "" if planned is None else f", {counted(int(planned), 'trial')}"
+    planned, most = event.number("planned"), event.number("planned_at_most")
+    number = most if planned is None else planned
+    at_most = "at most " if planned is None else ""
+    trials = "" if number is None else f", {at_most}{counted(int(number), 'trial')}"
     return f"stage {inert(event.text('stage'))}{trials}"
 
 

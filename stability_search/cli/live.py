@@ -13,10 +13,9 @@ from typing import Self, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from stability_search.cli.board import NUM_RECENT_EVENTS, Board, RunningTrial
+from stability_search.cli.board import Board, RunningTrial
 from stability_search.cli.inert import inert
 from stability_search.cli.lines import (
     best_words,
@@ -26,10 +25,14 @@ from stability_search.cli.lines import (
     setting_words,
     stage_words,
 )
+from stability_search.cli.outlets import clock_time
 from stability_search.events import Event, EventName
 
 _REFRESHES_PER_S = 4
-_FIXED_ROWS = 9  # every line but the running trials and the recent events
+_FRAME_ROWS = 5  # two blank ones, the heading, the count of what is not listed, the cursor
+_WIDE, _NARROW = 140, 72
+_HEADING = ("running", "step", "bad", "scale", "grad norm", "last word")
+_BAD = 2  # position of the bad steps among them
 
 
 class LiveView(contextlib.AbstractContextManager["LiveView"]):
@@ -49,7 +52,8 @@ class LiveView(contextlib.AbstractContextManager["LiveView"]):
             console=self._console,
             get_renderable=self._render,
             refresh_per_second=_REFRESHES_PER_S,
-            redirect_stdout=False,  # while Ray runs, standard output is a log
+            redirect_stdout=False,  # what Ray and a task print is for the log
+            redirect_stderr=False,
         )
 
     def __enter__(self) -> Self:
@@ -76,62 +80,116 @@ class LiveView(contextlib.AbstractContextManager["LiveView"]):
 
     def _render(self) -> RenderableType:
         with self._lock:
-            return view(self._board, self._clock(), height=self._console.height)
+            console = self._console
+            return view(self._board, self._clock(), width=console.width, height=console.height)
 
 
-def view(board: Board, now_s: float, *, height: int) -> RenderableType:
+def view(board: Board, now_s: float, *, width: int, height: int) -> RenderableType:
     """Draw the board.
 
     Args:
         board: State of the study.
         now_s: The time on the clock that the board was given.
+        width: Columns of the terminal; below 140 settings get a line of their own, below 72
+            the numbers of a trial, too.
         height: Rows of the terminal; running trials beyond it are counted, not listed.
     """
-    num_listed = max(1, height - _FIXED_ROWS - NUM_RECENT_EVENTS)
+    parts = _summary(board, now_s)
     trials = list(board.running.values())
-    parts: list[RenderableType] = [*_summary(board, now_s)]
+    heading, *blocks = _blocks(trials, now_s, width)
+    rows_each = len(blocks[0]) if blocks else 0
+    spare = height - len(parts) - _FRAME_ROWS - rows_each  # beyond one trial
+    recent = _recent(board, width)[-spare:] if spare > 0 else []
     if trials:
-        parts += [Text(""), _running(trials[:num_listed], now_s)]
+        num_listed = 1 + max(0, (spare - len(recent)) // rows_each)
+        parts += [Text(""), *heading]
+        parts += [line for block in blocks[:num_listed] for line in block]
         if len(trials) > num_listed:
             parts.append(_row(f"and {len(trials) - num_listed} more", style="dim"))
-    if board.recent:
-        parts += [Text(""), *(_row(event_line(event), style="dim") for event in board.recent)]
+    if recent:
+        parts += [Text(""), *recent]
     return Group(*parts)
 
 
 def _summary(board: Board, now_s: float) -> list[Text]:
+    device = f" on {inert(board.device)}" if board.device else ""
     place = f"  {inert(board.run_directory)}" if board.run_directory else ""
-    device = f"  on {inert(board.device)}" if board.device else ""
     rows = [
-        _row(f"stability-search{place}{device}", style="bold"),
+        _row(f"stability-search{device}{place}", style="bold"),
         _row(stage_words(board, now_s)),
     ]
     if board.outcomes:
-        saved = f"; about {duration(board.saved_s)} saved by stopping early" * bool(board.saved_s)
-        rows.append(_row(f"{outcome_words(board)}{saved}"))
+        rows.append(_row(outcome_words(board)))
+    if board.saved_s:
+        rows.append(_row(f"about {duration(board.saved_s)} saved by stopping early"))
     if board.best:
-        rows.append(Text(f"best so far: {best_words(board.best)}", overflow="fold"))
+        rows += [
+            _row(f"best so far: {best_words(board.best)}"),
+            _row(f"  {setting_words(board.best.settings)}"),
+        ]
     return rows
 
 
-def _running(trials: list[RunningTrial], now_s: float) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
-    table.add_column("running", no_wrap=True)
-    for name in ("step", "bad", "scale", "grad norm", "last word"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
-    for trial in trials:
-        planned = "" if trial.num_planned_steps is None else f"/{trial.num_planned_steps}"
-        table.add_row(
-            Text(inert(trial.trial_id)),
-            f"{trial.step}{planned}",
-            Text(str(trial.num_bad_steps), style="red" if trial.num_bad_steps else ""),
-            "-" if trial.scale is None else f"{trial.scale:g}",
-            "-" if trial.grad_norm is None else f"{trial.grad_norm:.3g}",
-            f"{duration(now_s - trial.last_word_s)} ago",
-            Text(setting_words(trial.settings)),
-        )
-    return table
+def _recent(board: Board, width: int) -> list[Text]:
+    has_times = width >= _NARROW
+    return [
+        _row(f"{clock_time(event.time)} " * has_times + event_line(event), style="dim")
+        for event in board.recent
+    ]
+
+
+def _blocks(trials: list[RunningTrial], now_s: float, width: int) -> list[list[Text]]:
+    """Return the lines of the heading, then those of each trial."""
+    if width < _NARROW:
+        return [[_row("running", style="bold")], *(_narrow(trial, now_s) for trial in trials)]
+    rows = [_HEADING, *(_cells(trial, now_s) for trial in trials)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADING))]
+    first, *others = (_aligned(row, widths) for row in rows)
+    heading = _row(first + "  settings" * (width >= _WIDE), style="bold")
+    blocks = []
+    for line, trial in zip(others, trials, strict=True):
+        numbers, settings = _row(line), setting_words(trial.settings)
+        if trial.num_bad_steps:
+            _mark_bad(numbers, widths)
+        if width >= _WIDE:
+            blocks.append([numbers.append(f"  {settings}")])
+        else:
+            blocks.append([numbers, _row(f"  {settings}", style="dim")])
+    return [[heading], *blocks]
+
+
+def _cells(trial: RunningTrial, now_s: float) -> tuple[str, ...]:
+    planned = "" if trial.num_planned_steps is None else f"/{trial.num_planned_steps}"
+    return (
+        inert(trial.trial_id),
+        f"{trial.step}{planned}",
+        str(trial.num_bad_steps),
+        "-" if trial.scale is None else f"{trial.scale:g}",
+        "-" if trial.grad_norm is None else f"{trial.grad_norm:.3g}",
+        f"{duration(now_s - trial.last_word_s)} ago",
+    )
+
+
+def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
+    numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+    return "  ".join((cells[0].ljust(widths[0]), *numbers))
+
+
+def _mark_bad(line: Text, widths: list[int]) -> None:
+    end = sum(widths[: _BAD + 1]) + 2 * _BAD
+    line.stylize("red", end - widths[_BAD], end)
+
+
+def _narrow(trial: RunningTrial, now_s: float) -> list[Text]:
+    name, step, bad, scale, norm, age = _cells(trial, now_s)
+    numbers = _row(f"  {bad} bad, scale {scale}, grad norm {norm}, {age}")
+    if trial.num_bad_steps:
+        numbers.stylize("red", 2, 2 + len(bad))
+    return [
+        _row(f"{name}  {step}"),
+        numbers,
+        _row(f"  {setting_words(trial.settings)}", style="dim"),
+    ]
 
 
 def _row(text: str, *, style: str = "") -> Text:

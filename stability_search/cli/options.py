@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from stability_search.cli.completing import complete_run, complete_space
+
 Work = Callable[[], int]
 
 SpaceOption = Annotated[
@@ -14,6 +16,7 @@ SpaceOption = Annotated[
         "--space",
         metavar="FILE",
         help="Space file: a path, a name in ./search_spaces/, or one that is shipped.",
+        autocompletion=complete_space,
     ),
 ]
 SetOption = Annotated[
@@ -48,4 +51,15 @@ DryRunOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json-events", help="Make standard output JSON lines only.")
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+TrackerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tracker",
+        metavar="TOOL",
+        help="Also log to tensorboard, mlflow or wandb; may be repeated.",
+    ),
+]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="Run directory.", autocompletion=complete_run),
+]

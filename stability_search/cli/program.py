@@ -4,6 +4,7 @@
 bug of ours, with its traceback.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -29,14 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_closed_streams()
     err = message_sink()
     try:
-        return _run(parse(words))
+        return _run(_parsed(words))
     except StabilitySearchError as error:
         err.write(_line(str(error)))
         return error.exit_code
     except typer.TyperException as error:
-        err.write(_line(f"{error.format_message()} See `stability-search --help`."))
+        err.write(_line(_usage_line(error, words)))
         return error.exit_code
     except KeyboardInterrupt:
         err.write("interrupted")
@@ -52,6 +54,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parsed: "int | Callable[[], int]") -> int:
     """Run what was parsed; help and the version have already been printed."""
     return parsed if isinstance(parsed, int) else parsed()
+
+
+def _parsed(words: Sequence[str]) -> "int | Callable[[], int]":
+    try:
+        return parse(words)
+    except SystemExit:  # the reader of the help had enough
+        return 0
+
+
+def _open_closed_streams() -> None:
+    """Lead a closed standard stream nowhere.
+
+    Else the next file that is opened, perhaps the ledger, would be what is printed into.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - for good
+
+
+def _usage_line(error: typer.TyperException, words: Sequence[str]) -> str:
+    """Return rule, value and way out of a wrong command line; the help where there was none."""
+    text = error.format_message().replace("Value error, ", "")
+    if not words:
+        return text
+    param = getattr(error, "param", None)
+    value = _value_of(getattr(param, "opts", ()), words)
+    got = f", but got {value!r}." if value is not None else "."
+    return f"{text.rstrip('.')}{got} See `stability-search --help`."
+
+
+def _value_of(options: Sequence[str], words: Sequence[str]) -> str | None:
+    """Return what was given for an option that takes a value; None where nothing was."""
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name in options:
+            return value if equals else "".join(words[index + 1 : index + 2]) or None
+    return None
 
 
 def _line(text: str) -> str:

@@ -62,17 +62,18 @@ class Ledger:
 
     Args:
         path: `study.db` of a run directory.
+        patience_s: Seconds to wait for a writer's commit, >= 0; None for 30.
 
     Raises:
         DamagedLedgerError: Names the damage and the way out.
-        UsageError: A newer version of the program wrote the ledger.
+        UsageError: A newer version of the program wrote the ledger, or it cannot be read now.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, patience_s: float | None = None) -> None:
         """Read the ledger and check all of it."""
         self._path = path
         self._storage: RDBStorage | None = None
-        with _reading(path) as connection:
+        with _reading(path, patience_s) as connection:
             self._facts = _read_facts(path, connection)
             self._rows = list(_read_rows(path, connection))
         self._keys = {(row.trial_id, row.attempt) for row in self._rows}
@@ -202,11 +203,11 @@ class Ledger:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+def _reading(path: Path, patience_s: float | None) -> Iterator[sqlite3.Connection]:
     if not path.is_file():
         raise _damaged(path, "it is missing")
     try:
-        with contextlib.closing(_connect(path)) as connection:
+        with contextlib.closing(_connect(path, patience_s)) as connection:
             found = [text for (text,) in connection.execute("PRAGMA integrity_check(1)")]
             if found != ["ok"]:
                 raise _damaged(path, found[0].partition("\n")[0])
@@ -218,11 +219,12 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
         raise _damaged(path, error) from error
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, patience_s: float | None = None) -> sqlite3.Connection:
     # mode=rw: never create a file, but do roll back what a killed writer left in its journal.
     # SQLAlchemy hands a connection from thread to thread, hence check_same_thread.
     uri = f"{path.absolute().as_uri()}?mode=rw"
-    connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, check_same_thread=False)
+    timeout = _BUSY_S if patience_s is None else patience_s
+    connection = sqlite3.connect(uri, uri=True, timeout=timeout, check_same_thread=False)
     connection.execute("PRAGMA synchronous=FULL")
     return connection
 

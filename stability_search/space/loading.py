@@ -1,12 +1,13 @@
 """From a file's name to a `Space`, or to every problem of the file."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stability_search.course import CourseRow
-from stability_search.errors import SpaceError
+from stability_search.errors import Problem, SpaceError
 from stability_search.settings import (
     AlarmSettings,
     ConfirmSettings,
@@ -28,6 +29,11 @@ from stability_search.space.tree import KeyPath, Node, Place, Problems, shortene
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SHIPPED_FOLDERS = (_PACKAGE / "search_spaces", _PACKAGE.parent / "search_spaces")
 _START = Place(line=1, column=1)
+_RESOURCE = re.compile(r"[A-Za-z]\w{0,62}\Z", re.ASCII)
+_LABEL_KEY = re.compile(
+    r"([A-Za-z0-9.-]{1,253}/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?\Z", re.ASCII
+)
+_RAYS_RESOURCES = frozenset({"cpu", "gpu", "memory", "object_store_memory"})
 _DEFAULT = StudySettings(name="default")
 
 
@@ -60,10 +66,9 @@ def find(name: str | Path) -> Path:
     known = sorted({path.stem for folder in folders[1:] for path in folder.glob("*.yaml")})
     hint = did_you_mean(Path(name).stem, known)
     hint = hint or (f" Known by name: {', '.join(known)}." if known else " Give a path.")
-    problems = Problems(shortened(str(name)))
     message = "no such space file: not a path, not in ./search_spaces/ and not shipped."
-    problems.add(_START, (), message + hint)
-    raise SpaceError(problems.found)
+    where = shortened(str(name)) or "''"
+    raise SpaceError((Problem(where=where, key="", message=message + hint),))
 
 
 def load(
@@ -153,6 +158,7 @@ def _checked(
     _check_horizons(tree, problems)
     _check_margin(tree, problems)
     _check_accelerator(tree, problems)
+    _check_resource_names(tree, problems)
     _check_course(tree, problems)
     _check_name(tree, path, problems)
     return None if file is None else (file, task, settings)
@@ -199,6 +205,21 @@ def _check_accelerator(tree: Node, problems: Problems) -> None:
         return
     message = f"trials on a GPU model need `gpu > 0`, but got {model.shown()} with gpu=0."
     problems.add(tree.place_of(path), path, f"{message} Remove one of them.")
+
+
+def _check_resource_names(tree: Node, problems: Problems) -> None:
+    for block, pattern, example in (
+        ("custom", _RESOURCE, "fast_disk"),
+        ("labels", _LABEL_KEY, "pool` or `example.com/pool"),
+    ):
+        path: KeyPath = ("search", "resources", block)
+        node = tree.at(path)
+        for key in node.entries if node is not None else ():
+            is_rays = block == "custom" and key.lower() in _RAYS_RESOURCES
+            if is_rays or not pattern.match(key):
+                text = f"a name such as `{example}` is required, but got {shortened(repr(key))}."
+                hint = " Cores and GPUs have keys of their own." if is_rays else ""
+                problems.add(tree.key_place((*path, key)), (*path, key), f"{text}{hint}")
 
 
 def _check_course(tree: Node, problems: Problems) -> None:

@@ -177,6 +177,8 @@ class Problems:
         if place.line > len(self._lines):
             return ""
         source = UNPRINTABLE.sub("?", self._lines[place.line - 1]).replace("\t", " ")
+        if not source.strip():  # a caret under nothing shows nothing
+            return ""
         column = place.column - 1
         start = max(0, column - _EXCERPT_WIDTH // 2) if len(source) > _EXCERPT_WIDTH else 0
         source = source[start : start + _EXCERPT_WIDTH]

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from stability_search.cli.board import Board
+from stability_search.cli.lines import stage_words
 from stability_search.events import Event, EventName
 from stability_search.records import Json
 
@@ -98,6 +99,42 @@ def test_without_a_plan_the_time_left_is_unknown(planned: Json) -> None:
     board = board_after(event("stage_started", stage="confirm", planned=planned), finished("t0"))
 
     assert board.time_left_s(5.0) is None
+
+
+def test_where_results_decide_the_number_of_trials_time_left_is_a_bound() -> None:
+    board = board_after(
+        event("stage_started", stage="confirm", planned=None, planned_at_most=10),
+        finished("t0"),
+        finished("t1"),
+    )
+
+    assert board.is_bound
+    assert board.time_left_s(10.0) == 40.0
+    assert stage_words(board, 10.0) == (
+        "confirm: 2 of at most 10 trials done, at most 40 s left in this stage"
+    )
+
+
+def test_a_resumed_stage_counts_what_was_done_before_and_times_only_what_is_new() -> None:
+    board = board_after(
+        event("study_started", outcomes={"completed": 3, "pruned": 1}),
+        event("stage_started", stage="search", planned=8, planned_at_most=8, finished=4),
+        finished("t4"),
+    )
+
+    assert (board.num_finished, board.outcomes["completed"]) == (5, 4)
+    assert board.time_left_s(10.0) == 30.0
+
+
+def test_of_equals_the_one_with_more_seeds_leads() -> None:
+    board = board_after(
+        finished("t0", q=0.5, settings={"a": 1}),
+        finished("t1", q=0.5, settings={"a": 2}),
+        finished("t2", q=0.5, settings={"a": 2}),
+    )
+
+    assert board.best is not None
+    assert (board.best.settings, board.best.num_seeds) == ({"a": 2}, 2)
 
 
 def test_before_anything_is_done_the_time_left_is_unknown() -> None:

@@ -1,9 +1,13 @@
+import fcntl
+import json
 from pathlib import Path
 
 import pytest
 
 from stability_search.cli import doctor, main
-from stability_search.cli.doctor import Check, State, TorchFacts
+from stability_search.cli.checks import Check, State
+from stability_search.cli.doctor import TorchFacts
+from stability_search.cli.exposure import check_dashboards, check_token
 
 MIB = 1024**2
 
@@ -86,6 +90,72 @@ def test_a_folder_that_cannot_be_written_fails(tmp_path: Path) -> None:
     assert "cannot be written: No such file or directory" in check.found
 
 
+def test_a_ledger_can_be_kept_here_and_not_where_locks_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    assert doctor.check_storage(tmp_path).state is State.OK
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    check = doctor.check_storage(tmp_path)
+    assert (check.state, check.fix) == (State.FAIL, "run on a local disk")
+    assert "cannot hold a ledger: No locks available" in check.found
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode", "state", "found"),
+    [
+        ({}, None, State.OK, "none yet"),
+        ({"RAY_AUTH_MODE": "token"}, 0o600, State.OK, "mode 600"),
+        ({}, 0o644, State.WARN, "others on this machine may read it"),
+        ({"RAY_AUTH_MODE": "disabled"}, 0o600, State.WARN, "anyone who reaches a Ray port"),
+        ({"RAY_AUTH_TOKEN": "secret"}, None, State.WARN, "taken from RAY_AUTH_TOKEN"),
+        ({"RAY_AUTH_TOKEN_PATH": "/absent/file"}, None, State.FAIL, "cannot be read"),
+    ],
+)
+def test_what_the_token_line_says(
+    environment: dict[str, str], mode: int | None, state: State, found: str, tmp_path: Path
+) -> None:
+    if mode is not None:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("secret")
+        (tmp_path / ".ray" / "auth_token").chmod(mode)
+
+    check = check_token(environment, tmp_path)
+
+    assert check.state is state
+    assert found in check.found
+    assert "secret" not in f"{check.found} {check.fix}"
+
+
+@pytest.mark.parametrize(
+    ("options", "state", "found"),
+    [
+        ([], State.OK, "on 127.0.0.1:8265, this machine only"),
+        (["--host=localhost", "--port=9000"], State.OK, "on localhost:9000, this machine only"),
+        (["--host=::1", "--port=9000"], State.OK, "on ::1:9000, this machine only"),
+        (["--host=0.0.0.0", "--port=8265"], State.WARN, "listens on 0.0.0.0:8265, which other"),
+        (["--host=gpu-box"], State.WARN, "listens on gpu-box:8265, which other"),
+    ],
+)
+def test_a_dashboard_that_others_can_reach_is_flagged(
+    options: list[str], state: State, found: str
+) -> None:
+    running = ["python", "-u", "/lib/ray/dashboard/dashboard.py", *options]
+
+    check = check_dashboards([["bash"], running])
+
+    assert check.state is state
+    assert found in check.found
+
+
+def test_without_a_dashboard_the_line_says_so() -> None:
+    check = check_dashboards([["vim", "dashboard.py"], []])
+    assert (check.state, check.found) == (State.OK, "none runs here")
+
+
 @pytest.mark.parametrize(
     ("free", "state"), [(None, State.OK), (64 * MIB, State.WARN), (150 * MIB, State.OK)]
 )
@@ -119,9 +189,28 @@ def test_the_command_looks_at_this_machine(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    code = main(["doctor"])
+    code = main(["doctor", "--format", "json"])
 
-    text = capfd.readouterr().out
-    assert code == (4 if "FAIL  " in text else 0)
-    for name in ("python", "bf16 on CPU", "bf16 on GPU", "disk", "shared memory", "chromium"):
-        assert f"  {name}  " in text
+    document = json.loads(capfd.readouterr().out)
+    checks = {check["name"]: check for check in document["checks"]}
+    assert document["schema"] == "stability-search/doctor/1"
+    assert code == document["exit_code"]
+    assert code == (4 if "FAIL" in {check["state"] for check in checks.values()} else 0)
+    assert {
+        *("python", "bf16 on CPU", "bf16 on GPU", "disk", "storage", "shared memory", "token"),
+        *("dashboard", "chromium"),
+    } <= set(checks)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "first"), [("table", "ok    python  3"), ("csv", "name,state,found,fix")]
+)
+def test_the_other_forms(
+    chosen: str, first: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    python = Check(name="python", state=State.OK, found="3")
+    monkeypatch.setattr(doctor, "examine", lambda _: [python])
+
+    assert main(["doctor", "--format", chosen]) == 0
+
+    assert capfd.readouterr().out.splitlines()[0] == first

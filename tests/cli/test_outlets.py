@@ -2,6 +2,7 @@ import io
 import json
 import math
 import os
+import sys
 import threading
 from datetime import UTC, datetime
 from typing import Any
@@ -79,7 +80,7 @@ STORY = (
 def rendered(board: Board, now_s: float, *, width: int = 100, height: int = 24) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, height=height, markup=False, highlight=False)
-    console.print(view(board, now_s, height=height))
+    console.print(view(board, now_s, width=width, height=height))
     return out.getvalue()
 
 
@@ -176,22 +177,76 @@ def test_the_live_view_row_by_row() -> None:
         0.0,
     )
 
-    text = [line.rstrip() for line in rendered(board, 48.0).splitlines()]
+    text = [line.rstrip() for line in rendered(board, 48.0, width=140).splitlines()]
 
-    assert text[:4] == [
-        "stability-search  reports/t-1  on cpu",
+    assert text[:6] == [
+        "stability-search on cpu  reports/t-1",
         "search: 2 of 48 trials done, about 14 min left in this stage",
-        "1 completed, 1 pruned; about 13 s saved by stopping early",
-        f"best so far: q 0.406 (search, 2 seeds): {setting_words(SETTINGS)}",
+        "1 completed, 1 pruned",
+        "about 13 s saved by stopping early",
+        "best so far: q 0.406 (search, 2 seeds)",
+        f"  {setting_words(SETTINGS)}",
     ]
-    assert text[5].split() == [
+    assert text[7].split() == [
         *("running", "step", "bad", "scale", "grad", "norm", "last", "word", "settings")
     ]
-    assert text[6].split() == [
+    assert text[8].split() == [
         *("search-0000", "120/200", "3", "1024", "0.457", "48", "s", "ago"),
-        *("learning_rate=0.0001", "precision=fp16", "clip_no\u2026"),
+        *("learning_rate=0.0001", "precision=fp16", "clip_norm=null"),
     ]
-    assert text[-1] == "search-0003 completed, q 0.812"
+    assert text[-1] == "12:00:00 search-0003 completed, q 0.812"
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (
+            80,
+            [
+                "running         step  bad  scale  grad norm  last word",
+                "search-0000  120/200    3   1024      0.457   48 s ago",
+                "  learning_rate=0.0001 precision=fp16 clip_norm=null",
+            ],
+        ),
+        (
+            50,
+            [
+                "running",
+                "search-0000  120/200",
+                "  3 bad, scale 1024, grad norm 0.457, 48 s ago",
+                "  learning_rate=0.0001 precision=fp16 clip_norm=n\u2026",
+            ],
+        ),
+    ],
+)
+def test_a_narrow_terminal_gets_every_number_on_lines_of_its_own(
+    width: int, lines: list[str]
+) -> None:
+    board = Board()
+    for one in (*STORY[:3], STORY[4]):
+        board.apply(one, 0.0)
+
+    text = [line.rstrip() for line in rendered(board, 48.0, width=width).splitlines()]
+
+    first = next(index for index, line in enumerate(text) if line.startswith("running"))
+    assert text[first : first + len(lines)] == [*lines]
+    assert max(map(len, text)) <= width
+
+
+@pytest.mark.parametrize("width", [40, 50, 80, 120])
+@pytest.mark.parametrize("height", [16, 20, 24, 40])
+def test_the_view_of_a_busy_study_fits_the_terminal(width: int, height: int) -> None:
+    board = Board()
+    for one in (*STORY[:3], *STORY[4:-1]):
+        board.apply(one, 0.0)
+    for index in range(30):
+        board.apply(event("trial_started", trial_id=f"t{index}", settings=SETTINGS), 0.0)
+
+    text = rendered(board, 9.0, width=width, height=height)
+
+    assert len(text.splitlines()) < height
+    assert "search-0000" in text
+    assert text.count("\nand ") == 1
 
 
 def test_a_low_terminal_counts_the_trials_it_cannot_list() -> None:
@@ -202,7 +257,7 @@ def test_a_low_terminal_counts_the_trials_it_cannot_list() -> None:
     text = rendered(board, 0.0, height=20)
 
     assert "and 24 more" in text
-    assert len(text.splitlines()) <= 20
+    assert len(text.splitlines()) < 20  # a row is left for the cursor
 
 
 @pytest.mark.parametrize("variable", [None, "1"])
@@ -222,6 +277,22 @@ def test_no_color_is_obeyed(variable: str | None, monkeypatch: pytest.MonkeyPatc
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def test_what_others_print_while_the_live_view_is_drawn_does_not_reach_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray writes to `sys.stderr`, whose descriptor leads to the log meanwhile."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    others = io.StringIO()
+    monkeypatch.setattr("sys.stderr", others)
+    terminal = Terminal()
+
+    with LiveView(terminal):
+        sys.stderr.write("a word of Ray's\n")
+
+    assert others.getvalue() == "a word of Ray's\n"
+    assert "Ray" not in terminal.getvalue()
 
 
 def test_the_live_view_leaves_the_cursor_visible_while_it_runs(

@@ -353,7 +353,7 @@ class TestFullDisk:
     ) -> None:
         real_connect = ledger_module._connect  # noqa: SLF001 - the fault is injected below it
 
-        def connect(target: Path) -> sqlite3.Connection:
+        def connect(target: Path, *_: object) -> sqlite3.Connection:
             connection = real_connect(target)
             connection.execute("PRAGMA max_page_count = 1")  # never below what is there
             return connection

@@ -679,6 +679,45 @@ def test_excerpts_are_short_and_inert(load_text: Load) -> None:
                 "got 'H100' with gpu=0. Remove one of them."
             ),
         ),
+        (
+            "search: {resources: {custom: {GPU: 1}}}",
+            (
+                "3:31  search.resources.custom.GPU: a name such as `fast_disk` is required, but "
+                "got 'GPU'. Cores and GPUs have keys of their own."
+            ),
+        ),
+        (
+            "search: {resources: {custom: {'a b': 1}}}",
+            (
+                "3:31  search.resources.custom.a b: a name such as `fast_disk` is required, but "
+                "got 'a b'."
+            ),
+        ),
+        (
+            "search: {resources: {custom: {disk: 1.5}}}",
+            (
+                "3:37  search.resources.custom.disk: a whole number, or a part of one, is "
+                "required, but got 1.5."
+            ),
+        ),
+        (
+            "search: {resources: {custom: {disk: 0}}}",
+            "3:37  search.resources.custom.disk: `disk > 0` must hold, but got 0.",
+        ),
+        (
+            "search: {resources: {labels: {po ol: spot}}}",
+            (
+                "3:31  search.resources.labels.po ol: a name such as `pool` or "
+                "`example.com/pool` is required, but got 'po ol'."
+            ),
+        ),
+        (
+            "search: {resources: {labels: {pool: [spot, 3]}}}",
+            (
+                "3:37  search.resources.labels.pool: a word of letters, digits, `_`, `-` and `.`, "
+                "or a list of such words, is required, but got a list."
+            ),
+        ),
     ],
 )
 def test_shares_and_gpus_out_of_range_are_refused_with_their_place(

@@ -1,0 +1,324 @@
+"""The commands of a study on a cluster that is elsewhere: `submit`, `logs`, `stop`, `fetch`."""
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stability_search.cli.formats import Format
+from stability_search.cli.inert import inert
+from stability_search.cli.lines import counted
+from stability_search.cli.options import DryRunOption, SetOption, SpaceOption, Work
+from stability_search.cli.outlets import message_sink
+from stability_search.cli.printing import print_data, short_path
+from stability_search.errors import UsageError
+
+if TYPE_CHECKING:
+    from stability_search.cluster.jobs import Jobs
+    from stability_search.cluster.parcel import Parcel
+    from stability_search.cluster.submitting import Submission
+
+_MIB, _KIB = 1024**2, 1024
+_MAX_SHOWN = 20
+_RESUME = re.compile(r"`stability-search resume [^`]*`")  # of a directory on the cluster
+
+UrlOption = Annotated[
+    str,
+    typer.Option(
+        "--address", metavar="URL", help="The cluster's dashboard, e.g. http://localhost:8265."
+    ),
+]
+OfClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        help="The dashboard of the cluster that RUN was submitted to.",
+        show_default=False,
+    ),
+]
+InsecureOption = Annotated[
+    bool,
+    typer.Option("--insecure", help="Allow plain HTTP without a token to another machine."),
+]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The study's name, as `submit` printed it.")
+]
+_NameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--name",
+        metavar="NAME",
+        help="Its name on the cluster; default is made from its content.",
+        show_default=False,
+    ),
+]
+_NoWaitOption = Annotated[
+    bool, typer.Option("--no-wait", help="Submit it and return; `logs --follow` follows it.")
+]
+_PythonOption = Annotated[
+    str,
+    typer.Option("--python", metavar="PROGRAM", help="The cluster's Python that has this tool."),
+]
+_FolderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--remote-output",
+        metavar="DIR",
+        help="Folder of run directories there; default ~/.stability-search/runs.",
+        show_default=False,
+    ),
+]
+_MaxUploadOption = Annotated[
+    float, typer.Option("--max-upload-mib", metavar="MIB", help="Most that may be sent.")
+]
+_FetchOutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", metavar="DIR", help="Where to; default reports/NAME/.", show_default=False
+    ),
+]
+
+
+def connect(address: str, *, insecure: bool) -> "Jobs":
+    """Return a cluster's job interface, having heard from it.
+
+    Args:
+        address: The URL of its dashboard.
+        insecure: True allows plain HTTP without a token to another machine.
+
+    Raises:
+        UsageError: The address or the token cannot be used.
+        InfrastructureError: It does not answer, or is no Ray.
+    """
+    from stability_search.cluster.address import read_address
+    from stability_search.cluster.connection import Connection
+    from stability_search.cluster.jobs import RayJobs
+
+    found = read_address(address, insecure=insecure, environment=os.environ, home=Path.home())
+    if found.is_readable_on_the_way:
+        _say(
+            f"warning: {found.url} is plain HTTP to another machine: others on the way can read "
+            "all of it, a token too. A tunnel (ssh -L) or https:// protects it."
+        )
+    jobs = RayJobs(Connection(found))
+    jobs.ray_version()
+    return jobs
+
+
+def submit(  # noqa: PLR0913 - one parameter per option
+    *,
+    space: SpaceOption,
+    address: UrlOption,
+    overrides: SetOption = None,
+    name: _NameOption = None,
+    no_wait: _NoWaitOption = False,
+    dry_run: DryRunOption = False,
+    insecure: InsecureOption = False,
+    remote_output: _FolderOption = None,
+    python: _PythonOption = "python",
+    max_upload_mib: _MaxUploadOption = 50,
+) -> Work:
+    """Run a study on a Ray cluster: send it, follow it, and end as `run` ends.
+
+    What is sent is shown first: the space file and the task's file or package, nothing else. A
+    study that runs or has finished there is not run again; one that was stopped goes on.
+    Exit: as `run`; Ctrl-C leaves the study running.
+    """
+
+    def work() -> int:
+        from stability_search import space as spaces
+        from stability_search.cluster import submitting
+        from stability_search.cluster.naming import checked_name, run_name
+        from stability_search.cluster.parcel import make_parcel
+
+        loaded = spaces.load(space, overrides or ())
+        parcel = make_parcel(loaded, max_mib=max_upload_mib)
+        chosen = run_name(loaded, parcel) if name is None else checked_name(name)
+        _say(f"space file: {short_path(loaded.path)}")
+        _say(*_parcel_lines(parcel, address))
+        if dry_run:
+            print_data(chosen)
+            return 0
+        jobs = connect(address, insecure=insecure)
+        place = submitting.Place(folder=remote_output or submitting.RUNS_FOLDER, python=python)
+        end = submitting.submit(jobs, chosen, parcel, place)
+        _say(_found_line(end, jobs.url))
+        if no_wait:
+            print_data(end.name)
+            return 0
+        return _watch(jobs, end.name, end.attempt, is_over=end.found == "finished")
+
+    return work
+
+
+def logs(
+    *,
+    name: NameArgument,
+    address: UrlOption,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on until the study ends, then as `submit`.")
+    ] = False,
+    insecure: InsecureOption = False,
+) -> Work:
+    """Print what the latest attempt of a submitted study has printed."""
+
+    def work() -> int:
+        from stability_search.cluster.submitting import known_attempt
+
+        jobs = connect(address, insecure=insecure)
+        job = known_attempt(jobs, name)
+        if follow:
+            return _watch(jobs, name, job.id, is_over=False)
+        print_data(*(inert(line.expandtabs(1)) for line in jobs.log(job.id).splitlines()))
+        return 0
+
+    return work
+
+
+def stop(*, name: NameArgument, address: UrlOption, insecure: InsecureOption = False) -> Work:
+    """Stop a submitted study: every finished trial is kept, and submit goes on with it."""
+
+    def work() -> int:
+        from stability_search.cluster import stopping
+        from stability_search.cluster.submitting import known_attempt
+
+        jobs = connect(address, insecure=insecure)
+        job = known_attempt(jobs, name)
+        if job.state.is_over:
+            _say(f"{name}: it had ended before: {job.state.value.lower()}")
+            return 0
+        _say(f"{name}: stopping; it writes what it has")
+        job = stopping.stop(jobs, job)
+        if not job.state.is_over:
+            _say(f"{name}: it waits for a free CPU, and will end as soon as it gets one")
+            return 0
+        _say(f"{name}: {job.state.value.lower()}. Submit it again to go on.")
+        return 0
+
+    return work
+
+
+def fetch(
+    *,
+    name: NameArgument,
+    address: UrlOption,
+    output: _FetchOutputOption = None,
+    insecure: InsecureOption = False,
+) -> Work:
+    """Bring the run directory of a submitted study home, checked by hash; it may be running.
+
+    What is there already and right is not read again.
+    """
+
+    def work() -> int:
+        from stability_search.cluster import fetching
+        from stability_search.space_directory import DEFAULT_PARENT
+
+        jobs = connect(address, insecure=insecure)
+        done = fetching.fetch(jobs, name, output or DEFAULT_PARENT / name)
+        mib = done.num_bytes / _MIB
+        speed = f", {mib / done.seconds:.1f} MiB/s" if done.seconds > 0 and mib >= 1 else ""
+        _say(
+            f"{done.num_new} of {done.num_files} files read ({mib:.1f} MiB in "
+            f"{done.seconds:.1f} s{speed}), the others were there; all match their hash"
+        )
+        where = short_path(done.directory)
+        print_data(inert(where))
+        if not (done.directory / "report.html").is_file():
+            _say(f"next: stability-search report {shlex.quote(where)}")
+        return 0
+
+    return work
+
+
+def remote_status(name: str, address: str, chosen: Format, *, insecure: bool) -> int:
+    """Print the status of a submitted study; its exit code is 0.
+
+    Args:
+        name: The study's name.
+        address: The cluster's dashboard.
+        chosen: How it is printed.
+        insecure: True allows plain HTTP without a token to another machine.
+    """
+    from stability_search.cluster import looking, submitting
+
+    jobs = connect(address, insecure=insecure)
+    job = submitting.known_attempt(jobs, name)
+    if chosen is Format.TABLE:
+        print_data(inert(f"{name} on {jobs.url}: job {job.id} {job.state.value.lower()}"))
+    lines = looking.remote_status(jobs, name, chosen.value).splitlines()
+    if chosen is Format.TABLE:
+        print_data(*_lines_from_afar(lines), f"next: {_fetch_command(jobs, name)}")
+    else:
+        print_data(*(inert(line) for line in lines))
+    return 0
+
+
+def _watch(jobs: "Jobs", name: str, attempt: str, *, is_over: bool) -> int:
+    """Follow an attempt to its end, print the verdict and return its exit code."""
+    from stability_search.cluster.endings import result_of
+    from stability_search.cluster.following import follow
+
+    try:
+        if not is_over:
+            follow(jobs, attempt, _say, say=_say)
+        job = jobs.find(attempt)
+        if job is None:
+            raise UsageError(f"{attempt}: {jobs.url} does not know it any more.")
+        result = result_of(jobs, job)
+    except KeyboardInterrupt:
+        again = f"stability-search logs {name} --address {jobs.url} --follow"
+        _say(f"{name} goes on without us. Come back with `{again}`.")
+        raise
+    print_data(*_lines_from_afar(result.lines))
+    print_data(inert(f"files: {result.run_directory} on node {job.node_id[:8]} of {jobs.url}"))
+    print_data(f"next: {_fetch_command(jobs, name)}")
+    return result.exit_code
+
+
+def _lines_from_afar(lines: Sequence[str]) -> list[str]:
+    """Return what was printed on the cluster without the commands and paths that hold there."""
+    kept = [line for line in lines if not line.startswith(("report: ", "next: "))]
+    return [
+        inert(_RESUME.sub("`stability-search submit` with the same words", line)) for line in kept
+    ]
+
+
+def _fetch_command(jobs: "Jobs", name: str) -> str:
+    return inert(f"stability-search fetch {shlex.quote(name)} --address {jobs.url}")
+
+
+def _found_line(end: "Submission", url: str) -> str:
+    match end.found.value:
+        case "started":
+            return f"{end.name}: submitted to {url}"
+        case "resumed":
+            return f"{end.name}: it goes on as {end.attempt} where its last attempt ended"
+        case "running":
+            return f"{end.name}: it runs there already as {end.attempt}; nothing was submitted"
+        case _:
+            return f"{end.name}: it has finished there as {end.attempt}; nothing was submitted"
+
+
+def _parcel_lines(parcel: "Parcel", address: str) -> Sequence[str]:
+    size = _size(parcel.num_bytes)
+    lines = [f"to be sent to {address}: {counted(len(parcel.files), 'file')}, {size}"]
+    shown = sorted(parcel.files.items())[:_MAX_SHOWN]
+    lines += [f"    {_size(len(content)):>9}  {path}" for path, content in shown]
+    rest = len(parcel.files) - len(shown)
+    if rest:
+        lines.append(f"    and {rest} more of the same package")
+    return [*lines, *(f"note: {note}" for note in parcel.notes)]
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / _MIB:.1f} MiB" if num_bytes >= _MIB else f"{num_bytes / _KIB:.1f} KiB"
+
+
+def _say(*lines: str) -> None:
+    message_sink().write(*(inert(line.expandtabs(1)) for line in lines))
