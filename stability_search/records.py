@@ -390,6 +390,8 @@ class TrialRow(_Record):
         attempt: 1, or more after an `infrastructure` end.
         started_at: UTC, ISO 8601.
         node: Host that ran it.
+        fingerprint: Short hash of what can change its numbers there: versions, CPU, GPU, the
+            task's files; empty where that is not known.
     """
 
     trial_id: str
@@ -410,6 +412,7 @@ class TrialRow(_Record):
     attempt: int = 1
     started_at: str = ""
     node: str = ""
+    fingerprint: str = ""
 
     @property
     def is_control(self) -> bool:

@@ -422,11 +422,17 @@ class Resources:
         cpu: CPU cores of a trial, > 0.
         gpu: GPUs of a trial, whole or a share of one; None takes one where there is one, or none.
         accelerator: GPU model that trials must run on, as Ray names it; None for any.
+        custom: Other resources of a node that a trial occupies, by the name they were given when
+            the node was started; > 0 each.
+        labels: What a node must be labelled with to run trials: for each label the values it may
+            have, at least one.
     """
 
     cpu: float = 1.0
     gpu: float | None = None
     accelerator: str | None = None
+    custom: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

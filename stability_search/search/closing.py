@@ -28,7 +28,7 @@ from stability_search.search.run_directory import RunDirectory
 from stability_search.space import Space
 
 if TYPE_CHECKING:
-    from stability_search.table import Tables
+    from stability_search.run_tables import Run
 
 EXIT_INTERRUPTED = 130
 _END = "end"  # fact of the ledger: how the study ended, and after how many rows
@@ -48,9 +48,9 @@ class Study:
     verdict: Verdict
     lines: tuple[str, ...]
 
-    def tables(self) -> "Tables":
-        """Return its trials and configurations as pandas tables."""
-        from stability_search.table import read_run
+    def tables(self) -> "Run":
+        """Return its trials, configurations and steps as pandas tables."""
+        from stability_search.run_tables import read_run
 
         return read_run(self.directory)
 

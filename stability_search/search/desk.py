@@ -20,9 +20,10 @@ from stability_search.search.breakers import (
     NodeWatch,
     named,
 )
+from stability_search.search.nodes import NodeFacts, facts_of_this_machine
 from stability_search.search.remains import kill_group
 from stability_search.search.request import TrialRequest
-from stability_search.search.source import TrialSource
+from stability_search.search.source import Place, TrialSource
 from stability_search.search.worker import WATCHDOG_GRACE_S, ReportKind
 
 DRIVER_GRACE_S = 15.0  # after a trial's limit, when its own clock and watchdog have failed
@@ -42,6 +43,8 @@ class RunningTrial:
         num_steps: How far it was at its last report.
         has_ended: True once its end has a name.
         was_killed: True once the driver has ended its process.
+        is_elsewhere: True if its process is on another machine.
+        refusal: Why its node must not run trials; empty where it may.
     """
 
     request: TrialRequest
@@ -52,6 +55,8 @@ class RunningTrial:
     num_steps: int = 0
     has_ended: bool = False
     was_killed: bool = False
+    is_elsewhere: bool = False
+    refusal: str = ""
 
     @property
     def limit_s(self) -> float:
@@ -71,7 +76,8 @@ class RunningTrial:
     def kill(self) -> bool:
         """Kill its worker and what that started; return False where it cannot be reached."""
         self.was_killed = True
-        if not self.pid or self.node != os.uname().nodename:
+        is_here = not self.is_elsewhere and self.node == os.uname().nodename
+        if not self.pid or not is_here:
             return False
         kill_group(self.pid)
         return True
@@ -86,21 +92,29 @@ class Desk:
     Args:
         source: Is asked and told.
         signals: Whether somebody asked the study to stop.
+        facts_of: What a node is like, by its id, which is empty without Ray.
 
     Attributes:
         hold_node: Keeps trials off a node, by its id, and returns whether another can run them.
             Without Ray there is no other.
     """
 
-    def __init__(self, source: TrialSource, signals: Signals) -> None:
+    def __init__(
+        self,
+        source: TrialSource,
+        signals: Signals,
+        facts_of: Callable[[str], NodeFacts] = facts_of_this_machine,
+    ) -> None:
         self._source = source
         self._signals = signals
+        self._facts_of = facts_of
         self._problem: Exception | None = None
         self._running: list[RunningTrial] = []
         self._handed_back: list[TrialRequest] = []
         self._watch = NodeWatch()
         self.this_node_id = ""  # Ray's id of the driver's node, where early workers are, too
         self.hold_node: Callable[[str], bool] = _has_no_other_node
+        self._refused: set[str] = set()
         self._begun: list[RunningTrial] = []
         self.has_unsettled = False
 
@@ -172,10 +186,10 @@ class Desk:
         """Name the end of a trial whose worker is gone."""
         if running.has_ended:  # a dirty process gave itself up after its summary
             return
-        limit = running.limit_s
+        reason, limit = running.refusal or reason, running.limit_s
         is_late = running.started and running.age_s >= limit + WATCHDOG_GRACE_S - _CLOCK_SLACK_S
         outcome = Outcome.INFRASTRUCTURE
-        if running.was_killed or is_late:
+        if not running.refusal and (running.was_killed or is_late):
             outcome = Outcome.TIMED_OUT
             reason = f"over {limit:g} s; its process had to be killed"
         elif is_out_of_memory:
@@ -220,7 +234,8 @@ class Desk:
         running.has_ended = self.has_unsettled = True
         self._running.remove(running)
         with self._keeping_problems():
-            self._source.trial_ended(running.request, summary, steps, running.node)
+            place = Place(host=running.node, facts=self._facts_of(running.node_id))
+            self._source.trial_ended(running.request, summary, steps, place)
             self._judge_node(running, summary)
 
     def _judge_node(self, running: RunningTrial, summary: TrialSummary) -> None:
@@ -241,6 +256,28 @@ class Desk:
                 f"in a row ({losses}; last: {summary.reason}).",
                 hint=LOSS_HINT,
             )
+
+    def notice(self, text: str) -> None:
+        """Tell whoever watches."""
+        with self._keeping_problems():
+            self._source.noticed(text)
+
+    def refuse_node(self, running: RunningTrial, reason: str) -> None:
+        """Keep this trial and all further ones off its node: it is not like the others.
+
+        The caller ends the trial's worker.
+        """
+        running.refusal = f"its node is not like the others: {reason}"
+        if running.node_id in self._refused:
+            return
+        self._refused.add(running.node_id)
+        with self._keeping_problems():
+            self._source.node_quarantined(running.node, running.refusal)
+            if not self.hold_node(running.node_id):
+                raise InfrastructureError(
+                    f"no usable node is left: {running.node} is not like the others: {reason}.",
+                    hint="Make the nodes alike.",
+                )
 
     @contextlib.contextmanager
     def _keeping_problems(self) -> Iterator[None]:

@@ -15,17 +15,19 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from stability_search.errors import InfrastructureError
 from stability_search.interruption import Signals
 from stability_search.search.desk import Desk
 from stability_search.search.early import EarlyWorkers
-from stability_search.search.machine import Machine, num_cpus
+from stability_search.search.machine import Machine, Node, num_cpus
+from stability_search.search.nodes import Inspector, NodeFacts, facts_of_this_machine
 from stability_search.search.remains import kill_group
+from stability_search.search.shipping import Cargo
 from stability_search.search.source import TrialSource
 from stability_search.search.worker import WorkerSettings
 
@@ -35,6 +37,7 @@ OBJECT_STORE_BYTES = 128 * 2**20  # step records are small, and containers have 
 
 _AUTH_MODE = "RAY_AUTH_MODE"
 _ADDRESS = "RAY_ADDRESS"  # would be joined instead of a Ray of our own
+_OVERRIDE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"  # what a job brought along, by what its driver brings
 _WAIT_S = 0.1  # signals are looked for so often
 _LEAVE_S = 3.0  # what has not ended by then is killed
 _JOIN_S = 0.5  # an import of Ray cannot be broken off; the process ends with it
@@ -106,10 +109,12 @@ class Cluster:
 
     Args:
         address: Address of a cluster; None starts a local one and ends it afterwards.
+        cargo: Files that every node of a cluster that is joined needs; None for a local one.
     """
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, cargo: Cargo | None = None) -> None:
         self._address = address
+        self.cargo = cargo
         remove_stale_folders()
         self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
         self._environment_before: dict[str, str | None] = {}
@@ -120,12 +125,14 @@ class Cluster:
 
     def __enter__(self) -> Self:
         """Set what Ray reads from the environment."""
-        names = (*_ENVIRONMENT, _ADDRESS, _AUTH_MODE)
+        names = (*_ENVIRONMENT, _ADDRESS, _AUTH_MODE, _OVERRIDE)
         self._environment_before = {name: os.environ.get(name) for name in names}
         os.environ.update(_ENVIRONMENT)
         if self._address is None:  # Ray reads it when it is imported
             os.environ.setdefault(_AUTH_MODE, "token")
-        os.environ.pop(_ADDRESS, None)
+            os.environ.pop(_ADDRESS, None)
+        else:
+            os.environ[_OVERRIDE] = "1"
         return self
 
     def start(self) -> None:
@@ -232,11 +239,22 @@ class Cluster:
         import stability_search.search.tune_bridge  # noqa: F401 - loaded ahead
 
         if self._address is not None:
-            ray.init(address=self._address, log_to_driver=True, logging_level=logging.ERROR)
+            ray.init(
+                address=self._address,
+                runtime_env=self._runtime_env(),
+                log_to_driver=True,
+                logging_level=logging.ERROR,
+            )
             return
         ray._raylet.Config.initialize("")  # type: ignore[attr-defined]  # noqa: SLF001 - imported before?
         # By its own address: "auto" takes whichever Ray it finds first on the machine.
         ray.init(address=self._host_address(), log_to_driver=True, logging_level=logging.ERROR)
+
+    def _runtime_env(self) -> dict[str, Any] | None:
+        """Let Ray bring the task's files to every node."""
+        if self.cargo is None or not self.cargo.files:
+            return None
+        return {"py_modules": [str(self.cargo.write(self._folder))]}
 
     def _host_address(self) -> str:
         assert self._socket is not None  # noqa: S101 - for ourselves: the host was started
@@ -260,20 +278,20 @@ class Cluster:
         """Where Ray Tune may keep what nobody reads."""
         return self._folder / "tune"
 
-    def nodes(self) -> list[Mapping[str, float]]:
+    def nodes(self) -> list[Node]:
         """Return what each node offers, once `wait` has returned."""
-        import ray
+        from stability_search.search.quarantine import living_nodes
 
-        nodes = ray.nodes()  # type: ignore[no-untyped-call]
-        return [node["Resources"] for node in nodes if node["Alive"]]
+        return living_nodes()
 
 
-def worker_settings(machine: Machine, folder: Path) -> WorkerSettings:
+def worker_settings(machine: Machine, folder: Path, cargo: Cargo | None = None) -> WorkerSettings:
     """Return what every worker is told.
 
     Args:
         machine: What a trial occupies and how many run at once.
         folder: Where relative paths of the task start from.
+        cargo: The task's files where they came to the node with the worker.
     """
     share = machine.gpu_per_trial
     return WorkerSettings(
@@ -282,6 +300,8 @@ def worker_settings(machine: Machine, folder: Path) -> WorkerSettings:
         num_threads=max(1, int(machine.cpu_per_trial)),
         report_s=max(REPORT_S, machine.num_slots / MAX_REPORTS_PER_S),
         gpu_memory_fraction=share if 0 < share < 1 else None,
+        cargo=cargo.name if cargo else "",
+        cargo_from=cargo.folder if cargo else "",
     )
 
 
@@ -293,6 +313,8 @@ def drive(  # noqa: PLR0913 - where, with what, and for whom
     folder: Path,
     signals: Signals,
     early: EarlyWorkers | None = None,
+    facts_of: Callable[[str], NodeFacts] = facts_of_this_machine,
+    inspector: Inspector | None = None,
 ) -> None:
     """Run trials until the source is over.
 
@@ -303,20 +325,24 @@ def drive(  # noqa: PLR0913 - where, with what, and for whom
         folder: Where relative paths of the task start from.
         signals: Checked several times a second.
         early: Workers that train until those of the cluster are ready.
+        facts_of: Says what a node is like, by Ray's id of it.
+        inspector: Asks nodes that join later what they are like; None where all trials run on
+            this machine.
 
     Raises:
         Interrupted: A signal arrived.
         InfrastructureError: Ray did not start.
         Exception: Whatever the source raises.
     """
-    desk = Desk(source, signals)
+    desk = Desk(source, signals, facts_of)
     try:
         if early is not None:
             _train_early(desk, early, cluster, signals)
         if not desk.must_leave:
             cluster.wait(signals)
             signals.install()  # Ray takes SIGTERM
-            _tune(desk, cluster, machine, worker_settings(machine, folder), signals, early)
+            settings = worker_settings(machine, folder, cluster.cargo)
+            _tune(desk, cluster, machine, settings, signals, early, inspector)
     finally:
         desk.kill_running()  # a stopped process would never hear that the driver has gone
         if early is not None:
@@ -346,20 +372,30 @@ def _tune(  # noqa: PLR0913, PLR0917 - as `drive`
     settings: WorkerSettings,
     signals: Signals,
     early: EarlyWorkers | None,
+    inspector: Inspector | None,
 ) -> None:
     from ray import tune
 
     from stability_search.search.quarantine import Quarantine
     from stability_search.search.trainable import TrialTrainable
     from stability_search.search.tune_bridge import Bridge, KeepWorkers, Leave, SourceSearcher
+    from stability_search.search.waiting import Waiting
 
-    quarantine = Quarantine(
-        cpu_per_trial=machine.cpu_per_trial, gpu_per_trial=machine.gpu_per_trial
+    bridge = Bridge(
+        desk,
+        signals,
+        num_slots=machine.num_slots,
+        early=early,
+        quarantine=Quarantine(machine),
+        inspector=inspector,
+        waiting=Waiting(machine),
     )
-    bridge = Bridge(desk, signals, num_slots=machine.num_slots, early=early, quarantine=quarantine)
+    resources = tune.PlacementGroupFactory(
+        [machine.share], bundle_label_selector=[machine.label_selector]
+    )
     with contextlib.suppress(Leave):
         tune.run(
-            tune.with_resources(TrialTrainable, machine.resources()),
+            tune.with_resources(TrialTrainable, resources),
             name="trials",
             storage_path=str(cluster.storage),
             search_alg=SourceSearcher(bridge, worker=asdict(settings)),

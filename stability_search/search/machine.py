@@ -1,21 +1,49 @@
 """What a study runs on: the device, and how many trials at once."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from stability_search.errors import UsageError
 from stability_search.settings import Resources
 from stability_search.space import Space
 
 Device = Literal["cpu", "cuda"]
-Offer: TypeAlias = Mapping[str, float]
-"""What one node offers, by Ray's names: `CPU`, `GPU`, `accelerator_type:H100`."""
 
 _ACCELERATOR = "accelerator_type:"
 _ACCELERATOR_SHARE = 0.001  # Ray offers 1 of it on each node, and only asks whether it is there
 _SLACK = 1e-9  # of a division that is whole but for rounding
+_RAYS_LABELS = "ray.io/"
+_UNNAMED = "an unnamed model"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """What one node offers.
+
+    Attributes:
+        node_id: Ray's id of it; empty for this machine without Ray.
+        host: Its name.
+        address: Its IP address; empty for this machine without Ray.
+        resources: By Ray's names: `CPU`, `GPU`, `accelerator_type:H100`, custom ones.
+        labels: Its labels.
+    """
+
+    node_id: str = ""
+    host: str = ""
+    address: str = ""
+    resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def gpu_model(self) -> str:
+        """The model of its GPUs as Ray names it; empty where it has none."""
+        if self.resources.get("GPU", 0.0) <= 0:
+            return ""
+        named = [name for name in self.resources if name.startswith(_ACCELERATOR)]
+        return named[0].removeprefix(_ACCELERATOR) if named else _UNNAMED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +56,8 @@ class Machine:
         cpu_per_trial: CPU cores of a trial.
         gpu_per_trial: GPUs of a trial; below 1 it is the share of one GPU, and of its memory.
         accelerator: GPU model that every trial runs on, as Ray names it; None for any.
+        custom: Other resources of a trial, by name.
+        labels: Labels a node must have, with the values they may have.
     """
 
     device: Device
@@ -35,13 +65,39 @@ class Machine:
     cpu_per_trial: float
     gpu_per_trial: float
     accelerator: str | None = None
+    custom: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def resources(self) -> dict[str, float]:
-        """Return what to ask Ray Tune for, for each trial."""
-        asked = {"cpu": self.cpu_per_trial, "gpu": self.gpu_per_trial}
+    @property
+    def share(self) -> dict[str, float]:
+        """What a trial occupies of its node, by Ray's names."""
+        named = {"CPU": self.cpu_per_trial, "GPU": self.gpu_per_trial, **self.custom}
         if self.accelerator is not None:
-            asked[f"{_ACCELERATOR}{self.accelerator}"] = _ACCELERATOR_SHARE
-        return asked
+            named[f"{_ACCELERATOR}{self.accelerator}"] = _ACCELERATOR_SHARE
+        return {name: amount for name, amount in named.items() if amount > 0}
+
+    @property
+    def label_selector(self) -> dict[str, str]:
+        """Which nodes may run a trial, as Ray selects them by their labels."""
+        return {
+            name: values[0] if len(values) == 1 else f"in({','.join(values)})"
+            for name, values in self.labels.items()
+        }
+
+    def num_slots_on(self, node: Node) -> int:
+        """Return how many trials fit onto a node; a share of a GPU never spans two of them."""
+        if not _has_labels(node, self.labels):
+            return 0
+        return min(
+            _num_shares(node.resources.get(name, 0.0), amount, is_gpu=name == "GPU")
+            for name, amount in self.share.items()
+        )
+
+
+def _num_shares(offered: float, amount: float, *, is_gpu: bool) -> int:
+    if is_gpu and amount < 1:
+        return int(offered) * int(1 / amount + _SLACK)
+    return int(offered / amount + _SLACK)
 
 
 def num_cpus() -> int:
@@ -51,63 +107,76 @@ def num_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def choose_machine(space: Space, *nodes: Offer) -> Machine:
+def this_machine() -> Node:
+    """Return what this machine offers to trials on the CPU, without asking Ray."""
+    return Node(host=os.uname().nodename, resources={"CPU": float(num_cpus())})
+
+
+def choose_machine(space: Space, *nodes: Node, is_joined: bool = False) -> Machine:
     """Decide the device and how many trials run at once.
 
     Args:
         space: Its `search.resources` and `search.max_concurrent` are used.
         nodes: What each node offers.
+        is_joined: True for a cluster that was joined: its nodes say whether they have a GPU, and
+            this process's torch does not.
 
     Raises:
-        UsageError: A trial needs more than any node has, or no node has the GPU model asked for.
+        UsageError: A trial needs more than any node has, no node has the GPU model or the labels
+            asked for, or trials would run on GPUs of several models.
     """
     resources = space.study.search.resources
-    usable = _with_accelerator(nodes, resources)
+    usable = _with_labels(_with_accelerator(nodes, resources), resources)
     gpu = resources.gpu
     if gpu is None:
-        gpu = 1.0 if _has_gpu(usable, resources) else 0.0
-    slots = sum(num_slots_for(node, space, gpu_per_trial=gpu) for node in usable)
-    if slots < 1:
-        largest = max(usable, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)))
-        raise UsageError(
-            f"search.resources: a trial needs {resources.cpu:g} CPU and {gpu:g} GPU, but there "
-            f"are {largest.get('CPU', 0.0):g} and {largest.get('GPU', 0.0):g}"
-            f"{' on the largest node' if len(usable) > 1 else ''}.",
-            hint="Lower search.resources.",
-        )
-    wanted = space.study.search.max_concurrent
-    return Machine(
+        gpu = 1.0 if _has_gpu(usable, resources, is_joined=is_joined) else 0.0
+    machine = Machine(
         device="cuda" if gpu > 0 else "cpu",
-        num_slots=slots if wanted is None else min(wanted, slots),
+        num_slots=0,
         cpu_per_trial=resources.cpu,
         gpu_per_trial=gpu,
         accelerator=resources.accelerator,
+        custom=resources.custom,
+        labels=resources.labels,
+    )
+    slots = sum(map(machine.num_slots_on, usable))
+    if slots < 1:
+        raise _too_large(machine, usable)
+    if gpu > 0:
+        _refuse_several_models(filter(machine.num_slots_on, usable))
+    wanted = space.study.search.max_concurrent
+    return replace(machine, num_slots=slots if wanted is None else min(wanted, slots))
+
+
+def _too_large(machine: Machine, nodes: Sequence[Node]) -> UsageError:
+    asked = {"CPU": machine.cpu_per_trial, "GPU": machine.gpu_per_trial, **machine.custom}
+    names = list(asked)
+    # What is rarer comes later: the node that has it is the one to be named.
+    largest = max(nodes, key=lambda node: [node.resources.get(name, 0.0) for name in names[::-1]])
+    there = [f"{largest.resources.get(name, 0.0):g}" for name in names]
+    return UsageError(
+        f"search.resources: a trial needs {_listed([f'{asked[n]:g} {n}' for n in names])}, but "
+        f"there are {_listed(there)}{' on the largest node' if len(nodes) > 1 else ''}.",
+        hint="Lower search.resources.",
     )
 
 
-def num_slots_for(node: Offer, space: Space, *, gpu_per_trial: float) -> int:
-    """Return how many trials fit onto one node; a share of a GPU never spans two of them."""
-    slots = int(node.get("CPU", 0.0) / space.study.search.resources.cpu + _SLACK)
-    num_gpus = node.get("GPU", 0.0)
-    if 0 < gpu_per_trial < 1:
-        slots = min(slots, int(num_gpus) * int(1 / gpu_per_trial + _SLACK))
-    elif gpu_per_trial >= 1:
-        slots = min(slots, int(num_gpus / gpu_per_trial))
-    return slots
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _with_accelerator(nodes: Sequence[Offer], resources: Resources) -> Sequence[Offer]:
+def _with_accelerator(nodes: Sequence[Node], resources: Resources) -> Sequence[Node]:
     """Return the nodes that have the GPU model asked for; all where none is."""
     model = resources.accelerator
     if model is None:
         return nodes
-    usable = [node for node in nodes if node.get(f"{_ACCELERATOR}{model}", 0.0) > 0]
+    usable = [node for node in nodes if node.resources.get(f"{_ACCELERATOR}{model}", 0.0) > 0]
     if not usable:
         known = sorted(
             {
                 name.removeprefix(_ACCELERATOR)
                 for node in nodes
-                for name in node
+                for name in node.resources
                 if name.startswith(_ACCELERATOR)
             }
         )
@@ -120,10 +189,49 @@ def _with_accelerator(nodes: Sequence[Offer], resources: Resources) -> Sequence[
     return usable
 
 
-def _has_gpu(nodes: Sequence[Offer], resources: Resources) -> bool:
-    if not any(node.get("GPU", 0.0) >= 1 for node in nodes):
+def _with_labels(nodes: Sequence[Node], resources: Resources) -> Sequence[Node]:
+    """Return the nodes that have the labels asked for; all where none is."""
+    usable = [node for node in nodes if _has_labels(node, resources.labels)]
+    if not usable:
+        wanted = ", ".join(f"{key}: {' or '.join(v)}" for key, v in resources.labels.items())
+        known = sorted(
+            {
+                f"{key}: {value}"
+                for node in nodes
+                for key, value in node.labels.items()
+                if not key.startswith(_RAYS_LABELS)
+            }
+        )
+        found = f"there is {'; '.join(known)}" if known else "no node has a label of its own"
+        raise UsageError(
+            f"search.resources.labels: a node must have {wanted}, but {found}.",
+            hint="Ask for labels that a node has, or leave them out."
+            if any(node.node_id for node in nodes)
+            else "Join a cluster by --address, or leave them out.",
+        )
+    return usable
+
+
+def _has_labels(node: Node, labels: Mapping[str, tuple[str, ...]]) -> bool:
+    return all(node.labels.get(key) in values for key, values in labels.items())
+
+
+def _refuse_several_models(nodes: Iterable[Node]) -> None:
+    """Refuse to pool GPU models: what is stable on one may not be on another."""
+    models = Counter(node.gpu_model for node in nodes)
+    if len(models) > 1:
+        found = ", ".join(f"{name} on {count}" for name, count in sorted(models.items()))
+        raise UsageError(
+            f"search.resources.accelerator: all trials must run on one GPU model, but got {found} "
+            "of the nodes.",
+            hint=f"Name one, as by `--set search.resources.accelerator={min(models)}`.",
+        )
+
+
+def _has_gpu(nodes: Sequence[Node], resources: Resources, *, is_joined: bool) -> bool:
+    if not any(node.resources.get("GPU", 0.0) >= 1 for node in nodes):
         return False
-    return resources.accelerator is not None or _torch_has_gpu()
+    return is_joined or resources.accelerator is not None or _torch_has_gpu()
 
 
 def _torch_has_gpu() -> bool:

@@ -127,7 +127,13 @@ class StudyPlan:
         return request
 
     def finish(
-        self, request: TrialRequest, summary: TrialSummary, *, started_at: str, node: str
+        self,
+        request: TrialRequest,
+        summary: TrialSummary,
+        *,
+        started_at: str,
+        node: str,
+        fingerprint: str = "",
     ) -> TrialRow:
         """Take in how a trial ended.
 
@@ -136,6 +142,7 @@ class StudyPlan:
             summary: How it ended.
             started_at: UTC, ISO 8601.
             node: Host that ran it.
+            fingerprint: What that host is like, as a short hash.
 
         Returns:
             The row for the ledger, with what the sampler was told.
@@ -158,6 +165,7 @@ class StudyPlan:
             attempt=request.attempt,
             started_at=started_at,
             node=node,
+            fingerprint=fingerprint,
         )
         before = self._search_measure.now
         self._history.add(row)

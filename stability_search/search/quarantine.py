@@ -11,6 +11,8 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
+from stability_search.search.machine import Machine, Node
+
 _NODE_LABEL = "ray.io/node-id"  # Ray gives it to every node
 _WAIT_S = 0.5  # what is free is reserved in some milliseconds; a running trial may take long
 
@@ -22,14 +24,11 @@ class Quarantine:
     held when it ends. A reservation needs no process, and on a sick node none might start.
 
     Args:
-        cpu_per_trial: CPU cores of a trial, > 0.
-        gpu_per_trial: GPUs of a trial, >= 0.
+        machine: What a trial occupies.
     """
 
-    def __init__(self, *, cpu_per_trial: float, gpu_per_trial: float = 0.0) -> None:
-        self._share = {"CPU": cpu_per_trial}
-        if gpu_per_trial > 0:
-            self._share["GPU"] = gpu_per_trial
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
         self._held: dict[str, list[PlacementGroup]] = {}
 
     def hold(self, node_id: str) -> None:
@@ -50,14 +49,16 @@ class Quarantine:
         Ray looks at a reservation that had to wait only now and then, and at a new one at once:
         made again, it comes before the next worker's.
         """
-        offered = _nodes() if self._held else {}
+        living = {node.node_id: node for node in living_nodes()} if self._held else {}
         for node_id, groups in self._held.items():
             for group in [group for group in groups if not _is_reserved(group)]:
                 remove_placement_group(group)
                 groups.remove(group)
-            for _ in range(self._num_shares(offered.get(node_id, {})) - len(groups)):
+            num_shares = self._machine.num_slots_on(living[node_id]) if node_id in living else 0
+            for _ in range(num_shares - len(groups)):
                 label = {_NODE_LABEL: node_id}
-                groups.append(placement_group([self._share], bundle_label_selector=[label]))
+                share = self._machine.share
+                groups.append(placement_group([share], bundle_label_selector=[label]))
 
     def is_held(self, node_id: str) -> bool:
         """Return True if the node is held, even if it is gone by now."""
@@ -67,8 +68,8 @@ class Quarantine:
     def has_usable_node(self) -> bool:
         """True while some node that is not held could run a trial."""
         return any(
-            node_id not in self._held and self._num_shares(offered) > 0
-            for node_id, offered in _nodes().items()
+            node.node_id not in self._held and self._machine.num_slots_on(node) > 0
+            for node in living_nodes()
         )
 
     def release_all(self) -> None:
@@ -77,9 +78,6 @@ class Quarantine:
             for group in groups:
                 remove_placement_group(group)
         self._held.clear()
-
-    def _num_shares(self, offered: dict[str, float]) -> int:
-        return int(min(offered.get(name, 0.0) / share for name, share in self._share.items()))
 
 
 def node_of(actor: Any) -> str:  # noqa: ANN401 - Ray's handle has no public type
@@ -96,7 +94,23 @@ def _is_reserved(group: PlacementGroup) -> bool:
     return bool(placement_group_table(group)["state"] == "CREATED")
 
 
-def _nodes() -> dict[str, dict[str, float]]:
-    """Return what each living node offers, by its id."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
+def living_nodes() -> list[Node]:
+    """Return what each living node of the cluster offers."""
+    return [
+        Node(
+            node_id=node["NodeID"],
+            host=node["NodeManagerHostname"],
+            address=node["NodeManagerAddress"],
+            resources=node["Resources"],
+            labels=node["Labels"],
+        )
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """Return what each node has left, by its id."""
+    state: Any = ray._private.state  # noqa: SLF001 - no public way
+    found: dict[str, dict[str, float]] = state.available_resources_per_node()
+    return found

@@ -6,11 +6,38 @@
 driver goes on meanwhile, joins when it is told the address, and can end all of it at any moment.
 """
 
+import contextlib
 import json
+import os
+import secrets
 import socket
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 from stability_search.search.remains import end_with_parent
+
+
+def ensure_private_token(home: Path, environment: Mapping[str, str]) -> None:
+    """Write the token that Ray would write, for its owner alone: Ray leaves it to the umask.
+
+    Args:
+        home: Folder of Ray's `.ray/auth_token`; one that is there stays as it is.
+        environment: What Ray reads; where it asks for no token, or names one, nothing is written.
+    """
+    names_one = environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH")
+    if environment.get("RAY_AUTH_MODE", "").lower() != "token" or names_one:
+        return
+    path = home / ".ray" / "auth_token"
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):  # Ray says what is wrong with the place
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123 - a mode from the start
+            file.write(secrets.token_hex(32))
+        try:
+            path.hardlink_to(part)  # whole, or not at all; never over one that is there
+        finally:
+            part.unlink()
 
 
 def main(arguments: list[str]) -> None:
@@ -21,6 +48,7 @@ def main(arguments: list[str]) -> None:
     """
     driver = socket.socket(fileno=int(arguments[0]))
     end_with_parent()  # a driver that is killed does not wait until Ray has started
+    ensure_private_token(Path.home(), os.environ)
     import ray
 
     try:

@@ -39,8 +39,13 @@ def kill_group(pid: int) -> None:
     """Kill a process that leads a group, and all of the group even where it is gone itself.
 
     Args:
-        pid: The process, on this machine.
+        pid: The process, on this machine, > 1.
+
+    Raises:
+        ValueError: It is the system's first process, or none.
     """
+    if pid <= 1:  # 0 would be the caller's own group
+        raise ValueError(f"pid: a process that we started must be given, but got {pid}.")
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)

@@ -117,8 +117,9 @@ class RunDirectory:
             trial_id: A plain file name.
             attempt: 1, or more after an `infrastructure` end.
         """
-        name = trial_id if attempt == 1 else f"{trial_id}-attempt{attempt}"
-        return self.steps / f"{name}.parquet"
+        from stability_search.step_files import step_file_name  # loads pyarrow
+
+        return self.steps / step_file_name(trial_id, attempt)
 
 
 def create(
@@ -140,7 +141,7 @@ def create(
     run = RunDirectory(path=path)
     make_folder(path)
     with lock(run):
-        _refuse_used(run)
+        refuse_used(run)
         write_whole(run.environment, as_json({**environment, "study": with_tilde(dict(facts))}))
         copy_task_file(run.path, space)
         write_whole(run.space, text_beside_task(space))
@@ -261,6 +262,16 @@ def with_tilde(values: Mapping[str, Json]) -> dict[str, Json]:
     }
 
 
+def estimated_bytes(*, num_trials: int, num_steps: int) -> int:
+    """Return what a study writes at most, roughly.
+
+    Args:
+        num_trials: Trials, all stages together.
+        num_steps: Optimizer steps, all trials together.
+    """
+    return num_trials * _BYTES_PER_TRIAL + num_steps * _BYTES_PER_STEP
+
+
 def require_free_space(run: RunDirectory, *, num_trials: int, num_steps: int) -> None:
     """Stop before the start if the disk cannot hold the study.
 
@@ -272,7 +283,7 @@ def require_free_space(run: RunDirectory, *, num_trials: int, num_steps: int) ->
     Raises:
         StoppedEarlyError: Names what is free and what is needed.
     """
-    needed = num_trials * _BYTES_PER_TRIAL + num_steps * _BYTES_PER_STEP
+    needed = estimated_bytes(num_trials=num_trials, num_steps=num_steps)
     status = os.statvfs(run.path)
     free = status.f_bavail * status.f_frsize
     if free < needed:
@@ -283,7 +294,15 @@ def require_free_space(run: RunDirectory, *, num_trials: int, num_steps: int) ->
         )
 
 
-def _refuse_used(run: RunDirectory) -> None:
+def refuse_used(run: RunDirectory) -> None:
+    """Refuse a directory in which something is.
+
+    Args:
+        run: A directory that exists.
+
+    Raises:
+        UsageError: A study is there, or anything else.
+    """
     if run.space.exists() or run.ledger.exists():
         raise UsageError(
             f"{run.path}: a study is there already.",

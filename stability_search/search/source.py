@@ -1,10 +1,25 @@
 """What the driver of Ray asks of a study."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from stability_search.records import TrialSummary
+from stability_search.search.nodes import NodeFacts
 from stability_search.search.request import TrialRequest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a trial ran.
+
+    Attributes:
+        host: Name of the node; empty where the worker died before anybody knew.
+        facts: What the node is like.
+    """
+
+    host: str
+    facts: NodeFacts
 
 
 class TrialSource(Protocol):
@@ -28,13 +43,17 @@ class TrialSource(Protocol):
         ...
 
     def trial_ended(
-        self, request: TrialRequest, summary: TrialSummary, steps: bytes | None, node: str
+        self, request: TrialRequest, summary: TrialSummary, steps: bytes | None, place: Place
     ) -> None:
         """Hear how a trial ended, exactly once; the next trial may depend on it."""
         ...
 
     def node_quarantined(self, node: str, reason: str) -> None:
         """Hear that a node gets no further trials."""
+        ...
+
+    def noticed(self, text: str) -> None:
+        """Hear what somebody who watches should know."""
         ...
 
     def settle(self) -> None:

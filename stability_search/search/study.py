@@ -9,6 +9,7 @@ The ledger is the only truth: a trial is finished once its row is on the disk.
 import contextlib
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,14 +47,17 @@ from stability_search.search.closing import (
 from stability_search.search.confirm import describe_cost
 from stability_search.search.driver import Cluster, drive, output_to, worker_settings
 from stability_search.search.early import EarlyWorkers, is_surely_cpu
+from stability_search.search.environment import Environment, describe
 from stability_search.search.ledger import DamagedLedgerError, Ledger
-from stability_search.search.machine import Machine, choose_machine, num_cpus, num_slots_for
+from stability_search.search.machine import Machine, choose_machine, this_machine
+from stability_search.search.nodes import Inspector, facts_for
 from stability_search.search.plan import StudyPlan, planned_work
 from stability_search.search.remains import ended_at_last
 from stability_search.search.request import TrialRequest
 from stability_search.search.run_directory import RunDirectory
 from stability_search.search.sampler import as_optuna, varying_values
-from stability_search.seeding import derive_seed
+from stability_search.search.shipping import Cargo, pack
+from stability_search.search.source import Place
 from stability_search.space import Space
 from stability_search.space_directory import default_path, refuse_changed_task
 from stability_search.standing import score_trial
@@ -121,7 +125,7 @@ def run_study(
         path,
         space,
         facts=run_directory.study_facts(space),
-        environment=_environment(space, command, device="not known yet"),
+        environment=describe(space, command, device="not known yet"),
     )
     with (
         run_directory.lock(directory),
@@ -199,53 +203,10 @@ def _early_workers(
     if address is not None or not is_surely_cpu(space.study.search.resources):
         yield None
         return
-    machine = _this_machine(space)
+    machine = choose_machine(space, this_machine())
     settings = worker_settings(machine, space.folder)
     with contextlib.closing(EarlyWorkers(machine.num_slots, settings, directory.log)) as early:
         yield early
-
-
-def _this_machine(space: Space) -> Machine:
-    return choose_machine(space, {"CPU": float(num_cpus())})
-
-
-def plan_study(space: Space) -> tuple[str, ...]:
-    """Say what `run` would do, and start nothing."""
-    study, cost = space.study, describe_cost(space)
-    num_slots = study.search.max_concurrent or num_slots_for(
-        {"CPU": float(num_cpus())}, space, gpu_per_trial=0.0
-    )
-    plan = StudyPlan(space, device="cpu", num_slots=num_slots)
-    horizon = max(study.trial_steps, study.confirm.steps)
-    trials, steps = planned_work(space)
-    rates = space.pilot_learning_rates()
-    lines = [
-        spaces.describe(space),
-        f"pilot: {len(rates)} trials of {horizon} steps in fp32, learning rates "
-        + ", ".join(f"{rate:.3g}" for rate in rates),
-    ]
-    if space.has_space:
-        lines.append(f"search: {study.search.trials} trials of {study.trial_steps} steps")
-    lines.append(
-        f"confirm: {cost.min_trials} to {cost.max_trials} trials of {cost.steps} steps "
-        f"on {study.confirm.seeds} seeds, {cost.num_ladders} ladders"
-    )
-    lines.append(f"at most {trials} trials, {steps} optimizer steps; {num_slots} trials at once")
-    lines += [
-        f"proposal {index}: {_one_line(space.settings(values))}"
-        for index, values in enumerate(plan.first_proposals(5))
-    ]
-    where = default_path(study.name, datetime.now(UTC))
-    lines.append(f"files would go to {where}")
-    return tuple(lines)
-
-
-def _one_line(settings: Mapping[str, Json]) -> str:
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in settings.items()
-        if value is not None
-    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -279,6 +240,8 @@ class _Running:
         self._stage: Stage | None = None
         self._started: dict[str, _Started] = {}
         self._unwritten: list[tuple[TrialRow, bytes | None]] = []
+        self._machine: Machine
+        self._environment = Environment(directory, space, command)
         self._plan: StudyPlan
         self._breakers: Breakers
 
@@ -297,17 +260,23 @@ class _Running:
             self._ledger.close()
         if verdict.exit_code == _EXIT_TERMINATED:  # two seconds are left, the report takes one
             lines = (f"Incomplete. {verdict.reason}",)
+            self._tell_end(verdict, report=None)
             return Study(directory=self._directory.path, verdict=verdict, lines=lines)
         study = write_all(
             self._space, self._directory, self._ledger.rows(), verdict, self._command
         )
+        self._tell_end(verdict, report=str(self._directory.report_html))
+        return study
+
+    def _tell_end(self, verdict: Verdict, *, report: str | None) -> None:
         self._tell(
             EventName.STUDY_FINISHED,
             verdict=verdict.kind.value,
             exit_code=verdict.exit_code,
-            report=str(self._directory.report_html),
+            config_id=verdict.choice or verdict.closest,
+            reason=verdict.reason,
+            report=report,
         )
-        return study
 
     def _run_trials(
         self, address: str | None, early: EarlyWorkers | None, signals: Signals
@@ -317,15 +286,21 @@ class _Running:
             return known  # a finished run, resumed: nothing is left to do
         trials, steps = planned_work(self._space)
         run_directory.require_free_space(self._directory, num_trials=trials, num_steps=steps)
-        with output_to(self._directory.log), Cluster(address) as cluster:
+        cargo = None
+        if address is not None:
+            cargo = pack(self._space.task, import_path=Path.cwd())
+            cargo.refuse_large()
+        with output_to(self._directory.log), Cluster(address, cargo) as cluster:
             signals.last_words = lambda: self._leave_at_once(cluster)
             if early is None:
                 cluster.wait(signals)
                 signals.install()  # Ray has taken SIGTERM
-                machine = choose_machine(self._space, *cluster.nodes())
+                nodes, is_joined = cluster.nodes(), address is not None
+                machine = choose_machine(self._space, *nodes, is_joined=is_joined)
             else:
-                machine = _this_machine(self._space)
+                machine = choose_machine(self._space, this_machine())
             self._begin(machine)
+            inspector = self._inspect(cluster, cargo, signals) if cargo is not None else None
             signals.check()
             drive(
                 self,
@@ -334,10 +309,24 @@ class _Running:
                 folder=self._folder,
                 signals=signals,
                 early=early,
+                facts_of=inspector.facts_of if inspector else facts_for(self._space.task),
+                inspector=inspector,
             )
         if self._plan.verdict is None:
             raise InfrastructureError("ray: it ended before the study did; see run.log.")
         return self._plan.verdict
+
+    def _inspect(self, cluster: Cluster, cargo: Cargo, signals: Signals) -> Inspector:
+        """Compare the nodes before anything starts.
+
+        Raises:
+            InfrastructureError: One of them cannot take part.
+        """
+        inspector = Inspector(cargo, is_cuda=self._machine.device == "cuda")
+        if cargo.files:
+            self.noticed(f"{cargo} of the task go to every node")
+        self.noticed(inspector.check_all(self._machine, cluster.nodes, signals.check))
+        return inspector
 
     def _leave_at_once(self, cluster: Cluster) -> None:
         run = shlex.quote(str(self._directory.path))
@@ -346,6 +335,7 @@ class _Running:
         cluster.remove_folder()
 
     def _begin(self, machine: Machine) -> None:
+        self._machine = machine
         self._plan = StudyPlan(
             self._space,
             device=machine.device,
@@ -353,10 +343,7 @@ class _Running:
             rows=self._ledger.rows(),
         )
         self._breakers = Breakers(self._plan.rows)
-        environment = _environment(self._space, self._command, device=machine.device)
-        facts = run_directory.with_tilde(dict(self._ledger.facts()))
-        text = run_directory.as_json({**environment, "study": facts})
-        write_whole(self._directory.environment, text)
+        self._environment.write(self._ledger.facts(), device=machine.device)
         self._tell(
             EventName.STUDY_STARTED,
             run_directory=str(self._directory.path),
@@ -364,6 +351,7 @@ class _Running:
             trials=self._plan.num_planned(Stage.SEARCH) if self._space.has_space else 0,
             slots=machine.num_slots,
             space=str(self._space.path),
+            outcomes=dict(Counter(row.summary.outcome.value for row in self._plan.rows)),
         )
 
     # -- what the driver asks and tells --------------------------------------------------------
@@ -380,7 +368,18 @@ class _Running:
         if request is not None and stage is not self._stage:
             self._stage = stage
             planned = self._plan.num_planned(stage)
-            self._tell(EventName.STAGE_STARTED, stage=stage.value, planned=planned)
+            self._tell(
+                EventName.STAGE_STARTED,
+                stage=stage.value,
+                planned=planned,
+                planned_at_most=describe_cost(self._space).max_trials
+                if planned is None
+                else planned,
+                finished=sum(
+                    row.stage is stage and not self._plan.will_retry(row)
+                    for row in self._plan.rows
+                ),
+            )
         return request
 
     def trial_started(self, request: TrialRequest, node: str) -> None:
@@ -390,6 +389,11 @@ class _Running:
             EventName.TRIAL_STARTED,
             trial_id=request.trial_id,
             stage=request.stage.value,
+            config_id=request.config_id,
+            seed=request.config.seed,
+            attempt=request.attempt,
+            node=node,
+            num_planned_steps=request.config.num_planned_steps,
             settings=self._shown(request.settings),
         )
 
@@ -403,17 +407,39 @@ class _Running:
         )
 
     def trial_ended(
-        self, request: TrialRequest, summary: TrialSummary, steps: bytes | None, node: str
+        self, request: TrialRequest, summary: TrialSummary, steps: bytes | None, place: Place
     ) -> None:
         """Take in how a trial ended, so that the next one can be chosen."""
-        started = self._started.pop(request.trial_id, _Started(at=_now(), node=node))
-        row = self._plan.finish(request, summary, started_at=started.at, node=node or started.node)
+        started = self._started.pop(request.trial_id, _Started(at=_now(), node=place.host))
+        node = place.host or started.node
+        is_known = node and summary.device != "cuda"  # else it was lost before it named the GPU
+        fingerprint = place.facts.fingerprint(summary.device) if is_known else ""
+        row = self._plan.finish(
+            request, summary, started_at=started.at, node=node, fingerprint=fingerprint
+        )
         refuse_settings(row)  # nobody's trial: it leaves no row
+        self._note_node(row, place)
         self._unwritten.append((row, steps))
+
+    def _note_node(self, row: TrialRow, place: Place) -> None:
+        """Keep what a fingerprint stands for, the first time that it is seen."""
+        if self._environment.knows(row):
+            return
+        difference = self._environment.note(row, place.facts)
+        if difference:
+            text = f"trials on {row.node} differ from the first in {difference}"
+            self._tell(EventName.MESSAGE, level="warning", text=text)
+        self._environment.write(self._ledger.facts(), device=self._machine.device)
 
     def node_quarantined(self, node: str, reason: str) -> None:
         """Pass on that a node gets no further trials."""
         self._tell(EventName.NODE_QUARANTINED, node=node, reason=reason)
+
+    def noticed(self, text: str) -> None:
+        """Pass on what somebody who watches should know; the log has it, too."""
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+        self._tell(EventName.MESSAGE, level="info", text=text)
 
     def settle(self) -> None:
         """Write down what has ended: its steps, then the ledger, then the news."""
@@ -437,11 +463,16 @@ class _Running:
             EventName.TRIAL_FINISHED,
             trial_id=row.trial_id,
             stage=row.stage.value,
+            config_id=row.config_id,
+            seed=row.seed,
+            attempt=row.attempt,
+            node=row.node,
             outcome=summary.outcome.value,
             reason=summary.reason,
             q=None if score is None else score.q,
-            num_steps=summary.num_steps,
             num_planned_steps=summary.num_planned_steps,
+            num_steps=summary.num_steps,
+            num_bad_steps=summary.num_bad_steps,
             wall_s=summary.wall_s,
             settings=self._shown(row.settings),
         )
@@ -482,16 +513,6 @@ def parameters_of(space: Space, row: TrialRow) -> tuple[dict[str, Any], dict[str
 
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:].rstrip('.:')}."
-
-
-def _environment(space: Space, command: str, *, device: str) -> dict[str, Json]:
-    study = space.study
-    seeds = {"study": study.seed, "search": derive_seed(study.seed, "search")} | {
-        f"confirm {i}": derive_seed(study.seed, "confirm", i) for i in range(study.confirm.seeds)
-    }
-    return run_directory.describe_environment(
-        command=shlex.split(command), device=device, seeds=seeds
-    )
 
 
 def _open_ledger(directory: RunDirectory, on_event: Listener) -> Ledger:

@@ -8,12 +8,21 @@ import ray
 from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stability_search.interruption import Signals
 from stability_search.search.desk import Desk, RunningTrial
 from stability_search.search.early import EarlyWorkers
-from stability_search.search.quarantine import Quarantine, node_of
+from stability_search.search.nodes import Inspector
+from stability_search.search.quarantine import (
+    Quarantine,
+    free_resources,
+    living_nodes,
+    node_of,
+)
+from stability_search.search.remains import kill_group
 from stability_search.search.trainable import WARM
+from stability_search.search.waiting import Waiting
 from stability_search.search.worker import ReportKind
 
 if TYPE_CHECKING:
@@ -42,9 +51,11 @@ class Bridge(Callback):
         num_slots: Trials at once, of Tune and early ones together.
         early: Workers that train already; None where there are none.
         quarantine: Holds sick nodes.
+        inspector: Asks nodes that join later; None where all workers are on this machine.
+        waiting: Notices that the cluster is busy.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - everything that Tune's hooks lead to
         self,
         desk: Desk,
         signals: Signals,
@@ -52,8 +63,14 @@ class Bridge(Callback):
         num_slots: int,
         early: EarlyWorkers | None,
         quarantine: Quarantine,
+        inspector: Inspector | None,
+        waiting: Waiting,
     ) -> None:
         self._desk = desk
+        self._inspector = inspector
+        self._waiting = waiting
+        self._num_placed = 0
+        self._is_busy_elsewhere = False
         desk.hold_node = self._hold_node
         desk.this_node_id = ray.get_runtime_context().get_node_id()
         self._quarantine = quarantine
@@ -66,6 +83,7 @@ class Bridge(Callback):
         self._num_warmed = 0
         self._places: dict[Any, tuple[str, int]] = {}  # host and process by actor
         self._actors: dict[str, Any] = {}
+        self._addresses = _addresses()
         self._is_settling_due = False
 
     # -- asked by the searcher ---------------------------------------------------------------
@@ -120,7 +138,12 @@ class Bridge(Callback):
                 sys.stdout.write("Ray's workers are ready; the early ones end.\n")  # into run.log
                 sys.stdout.flush()
                 self._early.retire()
-        return self._num_warmed >= self._num_slots
+        return self._num_warmed >= self._num_slots or self._is_busy_elsewhere
+
+    def note_places(self, *, num_placed: int, num_unplaced: int) -> None:
+        """Hear how many workers there are, and for how many no node has room."""
+        self._num_placed = num_placed
+        self._waiting.note(num_placed=num_placed, num_unplaced=num_unplaced)
 
     # -- Tune's hooks ------------------------------------------------------------------------
 
@@ -136,22 +159,54 @@ class Bridge(Callback):
         """
         self._turn(_TURN_S if self._warming else 0.0)
         self._settle()
+        self._look_at_waiting()
         if self._desk.must_leave:
             raise Leave
         for ray_id, running in self._running.items():
             if running.is_overdue and not running.kill() and ray_id in self._actors:
-                ray.kill(self._actors[ray_id])
+                kill_there(running, self._actors[ray_id])
+
+    def _look_at_waiting(self) -> None:
+        """Say that the cluster is busy, and let those begin that have a place."""
+        if not self._waiting.is_long:
+            return
+        # Those that have a place begin once they are warm; the others start as there is room.
+        self._is_busy_elsewhere |= 0 < self._num_placed <= self._num_warmed
+        if self._waiting.is_due:
+            self._desk.notice(self._waiting.message(living_nodes(), free_resources()))
 
     def on_trial_start(self, *, trial: "Trial", **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401
         """Note when a worker took the trial, and where."""
         running = self._running.get(trial.trial_id)
         if running is None:  # it warms up
             return
-        actor = trial.temporary_state.ray_actor
+        actor: Any = trial.temporary_state.ray_actor
         self._actors[trial.trial_id] = actor
         running.node_id = self._node_id(actor)
         node, pid = self._places.get(actor, (str(trial.node_ip or ""), 0))
+        problem = self._problem_of(running.node_id)
+        if problem:
+            running.node = running.node or node
+            self._desk.refuse_node(running, problem)
+            ray.kill(actor)
+            return
+        running.is_elsewhere = self._is_elsewhere(running.node_id)
         self._desk.begin(running, node=node, pid=pid)
+
+    def _problem_of(self, node_id: str) -> str:
+        if self._inspector is None or not node_id:
+            return ""
+        return self._inspector.problem_of(node_id, self._leave_if_asked)
+
+    def _leave_if_asked(self) -> None:
+        if self._signals.received is not None:
+            raise Leave
+
+    def _is_elsewhere(self, node_id: str) -> bool:
+        if node_id not in self._addresses:
+            self._addresses = _addresses()
+        here = self._addresses.get(self._desk.this_node_id)
+        return self._addresses.get(node_id) != here
 
     def on_trial_result(  # type: ignore[override]
         self,
@@ -167,6 +222,8 @@ class Bridge(Callback):
         if result["kind"] == WARM:  # the scheduler has noted it
             return
         running, kind = self._running[trial.trial_id], ReportKind(result["kind"])
+        if running.refusal:  # its worker is being ended
+            return
         if kind is ReportKind.STARTED:
             self._desk.begin(running, node=place[0], pid=place[1])
         else:
@@ -218,6 +275,20 @@ class Bridge(Callback):
         self._is_settling_due = self._desk.has_unsettled and not self._is_settling_due
 
 
+def _addresses() -> dict[str, str]:
+    """Return the IP address of each node by its id: several may be on this machine."""
+    return {node.node_id: node.address for node in living_nodes()}
+
+
+def kill_there(running: RunningTrial, actor: Any) -> None:  # noqa: ANN401 - as above
+    """Kill a worker on another machine, and what it started: it may not listen to Ray."""
+    if running.pid and running.node_id:
+        there = NodeAffinitySchedulingStrategy(node_id=running.node_id, soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0)(kill_group)
+        task.options(scheduling_strategy=there).remote(running.pid)
+    ray.kill(actor)
+
+
 class KeepWorkers(FIFOScheduler):
     """Keeps every worker that is idle or starting; Tune would drop most of them.
 
@@ -253,8 +324,12 @@ class KeepWorkers(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: "TuneController") -> None:
         """Drop idle workers of sick nodes; pending trials are started in order anyway."""
+        manager: Any = tune_controller._actor_manager  # noqa: SLF001 - Ray 2.60 has no other way
+        self._bridge.note_places(
+            num_placed=manager.num_live_actors, num_unplaced=manager.num_pending_actors
+        )
         cache: Any = tune_controller._actor_cache  # noqa: SLF001 - as above
-        actors = tune_controller._actor_manager._live_actors_to_ray_actors_resources  # noqa: SLF001
+        actors = manager._live_actors_to_ray_actors_resources  # noqa: SLF001
         for idle in cache._cached_objects.values():  # noqa: SLF001
             for tracked in [one for one in idle if self._bridge.is_on_sick_node(actors[one][0])]:
                 idle.remove(tracked)

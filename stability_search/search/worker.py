@@ -14,12 +14,14 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stability_search.records import Outcome, TrialSummary
 from stability_search.search.process_state import CleanProcess
 from stability_search.search.remains import lead_group
 from stability_search.search.request import Order
+from stability_search.search.shipping import travelled
 from stability_search.settings import TrialConfig
 
 if TYPE_CHECKING:
@@ -71,6 +73,9 @@ class WorkerSettings:
     Attributes:
         folder: Where relative paths of the task start from.
         import_path: Where modules of the task are looked for as well.
+        cargo: Name of the folder in which the task's files have come to this node; empty where
+            they are where they always were.
+        cargo_from: What it is a copy of, on the driver's machine.
         num_threads: Threads of torch, >= 1.
         report_s: Seconds between two reports of a trial, > 0.
         gpu_memory_fraction: Share of a GPU's memory that the process may take, in (0, 1]; None
@@ -82,6 +87,8 @@ class WorkerSettings:
     num_threads: int
     report_s: float
     gpu_memory_fraction: float | None = None
+    cargo: str = ""
+    cargo_from: str = ""
 
 
 def load_torch() -> None:
@@ -94,6 +101,33 @@ def load_torch() -> None:
     # Each class wraps its `step` when it is first used, which is no trial's doing.
     for optimizer in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
         optimizer([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Unloaded:
+    """Where the task's files are on this node, and where they came from."""
+
+    root: str
+    origin: str
+
+    def here(self, order: str) -> str:
+        """Return an order with the task's file where it is here."""
+        data = json.loads(order)
+        for config in (data["config"], *data["preflight"]):
+            if config["task"]["file"]:
+                config["task"]["file"] = str(Path(self.root, Path(config["task"]["file"]).name))
+        return json.dumps(data)
+
+    def there(self, text: str) -> str:
+        """Return JSON text in which every path is as on the driver's machine."""
+        return text.replace(json.dumps(self.root)[1:-1], json.dumps(self.origin)[1:-1])
+
+
+def _unloaded(settings: WorkerSettings) -> _Unloaded:
+    root = travelled(settings.cargo)
+    if root is None:
+        raise FileNotFoundError(f"the task's files have not come to this node: {settings.cargo}")
+    return _Unloaded(root=str(root), origin=settings.cargo_from)
 
 
 class Worker:
@@ -109,10 +143,12 @@ class Worker:
         lead_group()  # what the task starts can be killed with it
         load_torch()
         torch.set_num_threads(settings.num_threads)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # another machine may not have it
             os.chdir(settings.folder)
-        if settings.import_path not in sys.path:
-            sys.path.insert(0, settings.import_path)
+        self._cargo = _unloaded(settings) if settings.cargo else None
+        import_path = self._cargo.root if self._cargo else settings.import_path
+        if import_path not in sys.path:
+            sys.path.insert(0, import_path)
         if settings.gpu_memory_fraction is not None and torch.cuda.is_available():
             torch.cuda.set_per_process_memory_fraction(settings.gpu_memory_fraction)
         self._report_s = settings.report_s
@@ -126,7 +162,7 @@ class Worker:
         Args:
             order: What `TrialRequest.to_text` wrote.
         """
-        self._order = Order.from_text(order)
+        self._order = Order.from_text(self._cargo.here(order) if self._cargo else order)
         self._records: list[StepRecord] = []
         self._trial: Generator[Progress, None, TrialSummary] | None = None
 
@@ -145,6 +181,7 @@ class Worker:
         steps = _encode(self._records)
         self._judge((summary.control or summary).outcome)
         text = json.dumps(summary.to_json(), allow_nan=False)
+        text = self._cargo.there(text) if self._cargo else text
         return Report(kind=ReportKind.ENDED, payload=(text, steps))
 
     def _judge(self, outcome: Outcome) -> None:

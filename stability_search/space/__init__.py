@@ -15,7 +15,7 @@ from stability_search.errors import SpaceError
 from stability_search.space.loading import find, load, shipped_folder
 from stability_search.space.model import Space, describe
 from stability_search.space.parameter import Parameter, ParameterKind
-from stability_search.space.resuming import changed_values, resume_difference
+from stability_search.space.resuming import changed_values, resume_difference, study_identity
 from stability_search.space.schema import json_schema
 from stability_search.space.task_check import RESERVED_COLUMNS
 from stability_search.space.task_file import builtin_tasks
@@ -36,4 +36,5 @@ __all__ = [
     "load",
     "resume_difference",
     "shipped_folder",
+    "study_identity",
 ]

@@ -40,6 +40,8 @@ _NUM_ENDS = 2  # of an interval
 _MAX_OCTAVES = 16  # 2**16 times any sensible learning rate is nonsense
 NAME = re.compile(r"\w[\w. -]{0,99}\Z")
 """A study's name, which is a plain file name."""
+LABEL = re.compile(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?\Z", re.ASCII)
+"""The value of a node's label, as Ray and Kubernetes want it."""
 
 
 def _number_or_auto(value: object) -> object:
@@ -65,6 +67,20 @@ def _whole_or_share(value: float | None) -> float | None:
     raise PydanticCustomError("gpu", "{rule}", {"rule": rule})
 
 
+def _whole_or_part(value: float) -> float:
+    if value < 1 or value.is_integer():
+        return value
+    raise PydanticCustomError("custom", "a whole number, or a part of one, is required")
+
+
+def _label_values(value: object) -> object:
+    values = value if isinstance(value, list) else [value]
+    if values and all(isinstance(one, str) and LABEL.match(one) for one in values):
+        return tuple(values)
+    rule = "a word of letters, digits, `_`, `-` and `.`, or a list of such words, is required"
+    raise PydanticCustomError("labels", "{rule}", {"rule": rule})
+
+
 def _model_name(value: object) -> object:
     if isinstance(value, str) and not NAME.match(value):
         rule = "the name of a GPU model, such as H100, is required"
@@ -84,6 +100,20 @@ _Conditions = Annotated[
         {
             "type": "object",
             "additionalProperties": {"type": ["string", "number", "boolean", "null", "array"]},
+        }
+    ),
+]
+
+
+_LabelValues = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_label_values),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            ]
         }
     ),
 ]
@@ -166,6 +196,13 @@ class ResourcesBlock(Block):
     accelerator: Annotated[str, BeforeValidator(_model_name)] | None = Field(
         default=None,
         description="GPU model that trials must run on, as Ray names it; null for any.",
+    )
+    custom: dict[str, Annotated[float, Field(gt=0), AfterValidator(_whole_or_part)]] = Field(
+        default={}, description="Other resources of a node that a trial occupies, by name."
+    )
+    labels: dict[str, _LabelValues] = Field(
+        default={},
+        description="Labels a node must have to run trials: each with its value, or one of these.",
     )
 
 

@@ -1,6 +1,8 @@
 """What may change when a study goes on."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 
 from stability_search.space.model import Space
@@ -107,3 +109,13 @@ def resume_difference(old: Space, new: Space) -> tuple[str, ...]:
         elif not _may_rise(was, now):
             differences.append(f"{name}: may only rise, but got {now} after {was}.")
     return tuple(differences)
+
+
+def study_identity(space: Space) -> str:
+    """Return a hash of all that makes a space this study: what `resume` refuses to change.
+
+    Args:
+        space: Any space; a file and the same one with larger budgets have one identity.
+    """
+    kept = {name: value for name, value in _facts(space).items() if name not in _MAY_RISE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()

@@ -38,14 +38,17 @@ from stability_search.search import run_directory, trainable
 from stability_search.search.driver import Cluster, drive, output_to
 from stability_search.search.ledger import Ledger
 from stability_search.search.machine import Machine
+from stability_search.search.nodes import facts_here
 from stability_search.search.request import Order, TrialRequest
 from stability_search.search.run_directory import RunDirectory
+from stability_search.search.source import Place
 from stability_search.search.study import _Running
 from stability_search.search.worker import Report, ReportKind
 from stability_search.space import Space
 from stability_search.step_files import encode_steps
 
 IN_FLIGHT = 8
+PLACE = Place(host="here", facts=facts_here(""))
 WINDOW = 100  # trials at the end of each size that are timed
 STEPS = 200
 SPACE = """\
@@ -181,7 +184,7 @@ class Study:
                 request = self.running.next_trial()
                 if request is None:
                     break
-                self.running.trial_started(request, "here")
+                self.running.trial_started(request, PLACE.host)
                 self._in_flight.append(request)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             request = self._in_flight.popleft()
@@ -189,7 +192,7 @@ class Study:
             order = Order.from_text(request.to_text())
             summary = made_up(order, self._generator, is_stage_pilot=is_pilot)
             then, cpu_then = time.perf_counter(), time.process_time()
-            self.running.trial_ended(request, summary, self._steps, "here")
+            self.running.trial_ended(request, summary, self._steps, PLACE)
             self.running.settle()
             wall += time.perf_counter() - then
             cpu += time.process_time() - cpu_then
@@ -293,16 +296,20 @@ class Until:
         self._study.trial_progressed(request, progress)
 
     def trial_ended(
-        self, request: TrialRequest, summary: TrialSummary, steps: bytes | None, node: str
+        self, request: TrialRequest, summary: TrialSummary, steps: bytes | None, place: Place
     ) -> None:
         """Pass it on, and look at the clock."""
-        self._study.trial_ended(request, summary, steps, node)
+        self._study.trial_ended(request, summary, steps, place)
         if request.stage is Stage.SEARCH:
             self.ended_at.append((time.perf_counter(), time.process_time()))
 
     def node_quarantined(self, node: str, reason: str) -> None:
         """Refuse: nothing here loses a worker."""
         raise AssertionError(f"{node}: {reason}")
+
+    def noticed(self, text: str) -> None:
+        """Pass it on."""
+        self._study.noticed(text)
 
     def settle(self) -> None:
         """Pass it on."""

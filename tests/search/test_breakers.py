@@ -12,6 +12,7 @@ from stability_search.records import Outcome, Stage, TrialRow, TrialSummary
 from stability_search.search.breakers import Breakers, NodeWatch, refuse_settings
 from stability_search.search.desk import Desk
 from stability_search.search.request import TrialRequest
+from stability_search.search.source import Place
 from stability_search.settings import EngineSettings, TaskReference, TrialConfig, TrialConstants
 
 LOST = Outcome.INFRASTRUCTURE
@@ -179,6 +180,7 @@ class Listener:
             num_planned_steps=1,
         )
         self.quarantined: list[str] = []
+        self.ends: list[tuple[Outcome, str, str]] = []
         self.num_given = 0
 
     def next_trial(self) -> TrialRequest:
@@ -194,8 +196,15 @@ class Listener:
     def trial_progressed(self, request: TrialRequest, progress: Mapping[str, Any]) -> None: ...
 
     def trial_ended(
-        self, request: TrialRequest, summary: TrialSummary, steps: bytes | None, node: str
-    ) -> None: ...
+        self,
+        request: TrialRequest,  # noqa: ARG002 - the protocol's
+        summary: TrialSummary,
+        steps: bytes | None,  # noqa: ARG002 - the protocol's
+        place: Place,
+    ) -> None:
+        self.ends.append((summary.outcome, summary.reason, place.host))
+
+    def noticed(self, text: str) -> None: ...
 
     def node_quarantined(self, node: str, reason: str) -> None:
         self.quarantined.append(f"{node}: {reason}")
@@ -230,4 +239,33 @@ def test_where_no_other_node_is_left_the_study_ends() -> None:
     assert len(listener.quarantined) == 1
     assert desk.next_trial() is None
     with pytest.raises(InfrastructureError, match=r"no usable node is left: a lost 3 .*died"):
+        desk.raise_problem()
+
+
+def refused(desk: Desk) -> None:
+    running = desk.next_trial()
+    assert running is not None
+    running.node_id, running.node = "id of b", "b"
+    desk.refuse_node(running, "torch 2.0 there, 2.13 here")
+    desk.lose(running, "its worker died")
+
+
+def test_a_node_that_differs_runs_no_trial_and_blames_none() -> None:
+    listener, held = Listener(), list[str]()
+    desk = Desk(listener, Signals())
+    desk.hold_node = lambda node_id: bool(held.append(node_id) or True)
+    refused(desk)
+    refused(desk)  # a second worker there
+    desk.raise_problem()
+    reason = "its node is not like the others: torch 2.0 there, 2.13 here"
+    assert (held, listener.quarantined) == (["id of b"], [f"b: {reason}"])
+    assert listener.ends == [(Outcome.INFRASTRUCTURE, reason, "b")] * 2
+    assert desk.next_trial() is not None
+
+
+def test_where_only_nodes_that_differ_are_left_the_study_ends() -> None:
+    desk = Desk(Listener(), Signals())
+    refused(desk)
+    rule = r"no usable node is left: b is not like the others: torch 2\.0 there, 2\.13 here\. Make"
+    with pytest.raises(InfrastructureError, match=rule):
         desk.raise_problem()

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 import ray
@@ -18,15 +19,15 @@ from ray.util.placement_group import (
 )
 
 from stability_search import read_run
+from stability_search.search.machine import Machine
 from stability_search.search.quarantine import Quarantine, node_of
 from tests.search.inline_study import write_space
+from tests.search.killing import MARKER, STORE_BYTES, Kind, run_and_kill, worker_pids
 from tests.search.test_study_ray import count_rows, finish, start
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
-STORE_BYTES = 80 * 2**20
 WAIT_S = 60.0
-MARKER = f"cluster of {os.getpid()}"  # no other Ray on the machine is to be hurt
 
 
 @contextlib.contextmanager
@@ -70,6 +71,10 @@ class Worker:
         return ray.get_runtime_context().get_node_id()
 
 
+def one_core(gpu: float = 0.0) -> Machine:
+    return Machine(device="cpu", num_slots=3, cpu_per_trial=1.0, gpu_per_trial=gpu)
+
+
 def ids(cluster: Cluster) -> list[str]:
     return sorted(node.node_id for node in cluster.list_all_nodes())
 
@@ -89,7 +94,7 @@ def test_no_worker_starts_on_a_held_node_and_all_may_once_it_is_released(
     cluster: Cluster,
 ) -> None:
     sick, *sound = ids(cluster)
-    quarantine = Quarantine(cpu_per_trial=1.0)
+    quarantine = Quarantine(one_core())
     quarantine.hold(sick)
     quarantine.hold(sick)  # twice is once
     assert quarantine.is_held(sick)
@@ -109,7 +114,7 @@ def test_what_a_worker_occupies_is_held_once_it_ends(cluster: Cluster) -> None:
     places(workers, count=3)
     sick = node_of(workers[0])
     assert sick in ids(cluster)
-    quarantine = Quarantine(cpu_per_trial=1.0)
+    quarantine = Quarantine(one_core())
     quarantine.hold(sick)
     ray.kill(workers[0])
     quarantine.hold_more()
@@ -126,8 +131,8 @@ def test_what_a_worker_occupies_is_held_once_it_ends(cluster: Cluster) -> None:
 
 
 def test_with_every_node_held_none_is_usable(cluster: Cluster) -> None:
-    quarantine = Quarantine(cpu_per_trial=1.0)
-    assert not Quarantine(cpu_per_trial=1.0, gpu_per_trial=1.0).has_usable_node
+    quarantine = Quarantine(one_core())
+    assert not Quarantine(one_core(gpu=1.0)).has_usable_node
     for node_id in ids(cluster):
         assert quarantine.has_usable_node
         quarantine.hold(node_id)
@@ -149,17 +154,6 @@ space:
 search: {{trials: 60, sampler: random}}
 confirm: {{top: 1, seeds: 1, steps: 20, octaves: 0, min_margin: 0}}
 """
-
-
-def worker_pids() -> list[int]:
-    """Return the workers of our raylets that train; the oldest first."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            is_worker = (folder / "cmdline").read_bytes().startswith(b"ray::ResourceTrainable")
-            if is_worker and MARKER.encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-    return sorted(found)
 
 
 def test_lost_workers_and_nodes_are_tried_again_and_blame_no_configuration(
@@ -201,3 +195,33 @@ def test_lost_workers_and_nodes_are_tried_again_and_blame_no_configuration(
     final = rows.drop_duplicates("trial_id", keep="last")
     assert set(final["outcome"]) == {"completed"}
     assert head.node_id != sick.node_id
+
+
+def test_a_study_outlives_a_killed_worker_a_raylet_and_its_driver(
+    raylets: Cluster, tmp_path: Path
+) -> None:
+    restore(raylets)
+    tally = run_and_kill(raylets, tmp_path, ["worker", "driver", "raylet"])
+    print(tally)
+    assert (tally.lost, tally.repeated, tally.blamed) == (0, 0, 0)
+
+
+def restore(raylets: Cluster) -> None:
+    """Start nodes again where other tests have removed them."""
+    while len(raylets.list_all_nodes()) < 3:
+        raylets.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_after_fifty_random_kills_nothing_is_lost_repeated_or_blamed(
+    raylets: Cluster, tmp_path: Path
+) -> None:
+    restore(raylets)
+    num_kills = int(os.environ.get("STABILITY_SEARCH_KILLS", "50"))
+    choices: tuple[Kind, ...] = ("worker", "raylet", "driver")
+    kinds = Random(1).choices(choices, k=num_kills)  # noqa: S311 - no secret
+    tally = run_and_kill(raylets, tmp_path, kinds)
+    print(tally)
+    assert tally.kills.total() == num_kills
+    assert (tally.lost, tally.repeated, tally.blamed) == (0, 0, 0)

@@ -18,6 +18,7 @@ from stability_search.search.driver import worker_settings
 from stability_search.search.early import is_surely_cpu
 from stability_search.search.machine import Machine
 from stability_search.search.request import TrialRequest
+from stability_search.search.source import Place
 from stability_search.search.worker import WATCHDOG_GRACE_S, ReportKind, Worker, WorkerSettings
 from stability_search.settings import (
     EngineSettings,
@@ -106,10 +107,13 @@ class Source:
         request: TrialRequest,
         summary: TrialSummary,
         steps: bytes | None,  # noqa: ARG002 - the protocol's
-        node: str,  # noqa: ARG002 - the protocol's
+        place: Place,  # noqa: ARG002 - the protocol's
     ) -> None:
         self.summaries.append(summary)
         self._note(f"ended {request.index}")
+
+    def noticed(self, text: str) -> None:
+        raise AssertionError(text)
 
     def node_quarantined(self, node: str, reason: str) -> None:
         raise AssertionError(f"{node}: {reason}")

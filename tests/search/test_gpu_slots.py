@@ -12,8 +12,9 @@ import pytest
 from stability_search.interruption import Signals
 from stability_search.records import Outcome, Stage, TrialSummary
 from stability_search.search.driver import Cluster, drive
-from stability_search.search.machine import choose_machine
+from stability_search.search.machine import Node, choose_machine
 from stability_search.search.request import TrialRequest
+from stability_search.search.source import Place
 from stability_search.settings import (
     EngineSettings,
     TaskReference,
@@ -121,13 +122,16 @@ class Waves:
         request: TrialRequest,
         summary: TrialSummary,
         steps: bytes | None,  # noqa: ARG002 - the protocol's
-        node: str,  # noqa: ARG002 - the protocol's
+        place: Place,  # noqa: ARG002 - the protocol's
     ) -> None:
         self._num_running -= 1
         self.summaries[request.trial_id] = summary
 
     def node_quarantined(self, node: str, reason: str) -> None:
         raise AssertionError(f"{node}: {reason}")
+
+    def noticed(self, text: str) -> None:
+        """Hear nothing."""
 
     def settle(self) -> None:
         """Write nothing."""
@@ -167,7 +171,7 @@ def test_every_trial_sees_one_gpu_and_no_more_trials_than_it_has_room_for(
 ) -> None:
     monkeypatch.setenv("PYTHONBREAKPOINT", "")  # Ray sets it for good when it connects
     (tmp_path / "telling.py").write_text(TASK)
-    node = {"CPU": float(NUM_CPUS), "GPU": float(NUM_GPUS), **MODEL}
+    node = Node(resources={"CPU": float(NUM_CPUS), "GPU": float(NUM_GPUS), **MODEL})
     machine = choose_machine(space_with(gpu=gpu, accelerator="H100"), node)
     assert machine.num_slots == num_slots
     waves = Waves(tmp_path, num_slots)

@@ -57,6 +57,18 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
+@pytest.mark.parametrize("pid", [0, 1, -1])
+def test_no_process_is_killed_that_is_not_ours_to_kill(
+    pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("kill", "killpg"):
+        monkeypatch.setattr(os, name, lambda *_: pytest.fail("killed"))
+    with pytest.raises(
+        ValueError, match=f"a process that we started must be given, but got {pid}"
+    ):
+        kill_group(pid)
+
+
 def soon(holds: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 5
     while not holds() and time.monotonic() < deadline:

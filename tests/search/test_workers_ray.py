@@ -20,6 +20,7 @@ from stability_search.records import Outcome, Stage, TrialSummary
 from stability_search.search.desk import Desk
 from stability_search.search.early import EarlyWorkers
 from stability_search.search.request import TrialRequest
+from stability_search.search.source import Place
 from stability_search.search.worker import WorkerSettings
 from stability_search.settings import EngineSettings, TaskReference, TrialConfig, TrialConstants
 from tests.search.inline_study import TINY, write_space
@@ -110,10 +111,13 @@ class Given:
         request: TrialRequest,
         summary: TrialSummary,
         steps: bytes | None,  # noqa: ARG002 - the protocol's
-        node: str,  # noqa: ARG002 - the protocol's
+        place: Place,  # noqa: ARG002 - the protocol's
     ) -> None:
         self._num_running -= 1
         self.ends[request.trial_id] = summary
+
+    def noticed(self, text: str) -> None:
+        raise AssertionError(text)
 
     def node_quarantined(self, node: str, reason: str) -> None:
         raise AssertionError(f"{node}: {reason}")

@@ -57,7 +57,8 @@ def test_every_block_reaches_the_study(load_text: Load) -> None:
         "task: ./toy.py:Toy\nname: n\nseed: 7\nfixed: {learning_rate: 1}\n"
         "trial: {steps: 40, timeout_s: 9}\n"
         "search: {trials: 5, sampler: qmc, max_concurrent: 2, time_budget_s: 60,\n"
-        "  step_budget: 900, resources: {cpu: 0.5, gpu: 0.25, accelerator: H100}}\n"
+        "  step_budget: 900, resources: {cpu: 0.5, gpu: 0.25, accelerator: H100,\n"
+        "  custom: {fast_disk: 1, share: 0.5}, labels: {pool: spot, zone: [a, b]}}}\n"
         "prune: {bad_rate: 0.1, false_kill: 0.02, control: 0.05}\n"
         "confirm: {top: 1, seeds: 2, steps: 40, octaves: 0, min_margin: 0}\n"
         "report: {targets: {word_error_rate: 0.3, grad_norm: 5}}\n"
@@ -69,6 +70,8 @@ def test_every_block_reaches_the_study(load_text: Load) -> None:
     assert study.search.time_budget_s == 60.0
     resources = study.search.resources
     assert (resources.cpu, resources.gpu, resources.accelerator) == (0.5, 0.25, "H100")
+    assert resources.custom == {"fast_disk": 1.0, "share": 0.5}
+    assert resources.labels == {"pool": ("spot",), "zone": ("a", "b")}
     assert (study.kill_rule.bad_rate, study.kill_rule.false_kill, study.control) == (
         0.1,
         0.02,

@@ -1,0 +1,18 @@
+"""A study on a Ray cluster that is elsewhere: sent, followed, stopped and fetched by Ray Jobs.
+
+Only the cluster's one HTTP port is used. What is asked of it stands in `jobs`; everything else
+is written against that, so that most of it can be tested without a Ray.
+
+    address      where a cluster is, and the token that it wants
+    connection   one request: its timeout, and what can go wrong in one line
+    jobs         Ray's job interface: submit, look, stop, read logs and log files
+    ignoring     what `.gitignore` leaves out of a package
+    parcel       the files that are sent, and their archive
+    naming       a study's name on a cluster, and its attempts
+    submitting   start, go on with, or find again
+    following    the log of a job, line by line, until it ends
+    result       how an attempt ended, as its own record says
+    fetching     a run directory comes home, checked by hash
+    attempt      in the job: run the study and record how it ended
+    snapshot     in a job beside it: a consistent copy of the ledger, and every file's hash
+"""

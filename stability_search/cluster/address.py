@@ -1,0 +1,123 @@
+"""Where a cluster is, and the token that it wants, as Ray itself looks for it."""
+
+import ipaddress
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stability_search.errors import UsageError
+
+_MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+_DEFAULT_TOKEN_FILE = ".ray/auth_token"  # noqa: S105 - a path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterAddress:
+    """A cluster's dashboard, which is also its job interface.
+
+    Attributes:
+        url: `http://HOST:PORT` or `https://...`, without a slash at its end.
+        is_loopback: True if nothing leaves this machine.
+        token: What proves that we may use it; empty where there is none. Never shown.
+    """
+
+    url: str
+    is_loopback: bool
+    token: str = field(default="", repr=False)
+
+    @property
+    def is_readable_on_the_way(self) -> bool:
+        """True if others on the way can read all that is sent, the token included."""
+        return self.url.startswith("http://") and not self.is_loopback
+
+
+def read_address(
+    text: str, *, insecure: bool, environment: Mapping[str, str], home: Path
+) -> ClusterAddress:
+    """Return the address that `--address` names, with the token for it.
+
+    Args:
+        text: `http://HOST:PORT` or `https://HOST[:PORT]`.
+        insecure: True allows plain HTTP to another machine without a token.
+        environment: `RAY_AUTH_MODE`, `RAY_AUTH_TOKEN` and `RAY_AUTH_TOKEN_PATH` are read as Ray
+            reads them.
+        home: Folder whose `.ray/auth_token` is Ray's own place for a token.
+
+    Raises:
+        UsageError: It is no such address, a token that must be there is not, or it would be
+            plain HTTP to another machine without a token.
+    """
+    url, host = _read_url(text)
+    token = _read_token(environment, home)
+    address = ClusterAddress(url=url, is_loopback=_is_loopback(host), token=token)
+    if address.is_readable_on_the_way and not token and not insecure:
+        raise UsageError(
+            f"--address: plain HTTP to another machine needs a token, but got {url} and found "
+            "none: whoever reaches that port can run any code there.",
+            hint="Start the cluster with RAY_AUTH_MODE=token and name its token file in "
+            "RAY_AUTH_TOKEN_PATH; or use a tunnel (ssh -L 8265:localhost:8265 HOST) and "
+            "http://localhost:8265; or, in a network that you trust, add --insecure.",
+        )
+    return address
+
+
+def _read_url(text: str) -> tuple[str, str]:
+    hint = "Give the URL of the cluster's dashboard, e.g. http://localhost:8265."
+    try:
+        parts = urllib.parse.urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if host is None or parts.scheme not in {"http", "https"}:
+        raise UsageError(f"--address: a URL is needed here, but got {text!r}.", hint=hint)
+    if parts.username is not None or parts.password is not None:  # would be shown and kept
+        raise UsageError(
+            "--address: a URL without a user or a password is needed.",
+            hint=f"{hint} A token belongs into the file that RAY_AUTH_TOKEN_PATH names.",
+        )
+    if parts.query or parts.fragment:
+        raise UsageError(f"--address: a URL without ? and # is needed, got {text!r}.", hint=hint)
+    name = f"[{host}]" if ":" in host else host
+    end = "" if port is None else f":{port}"
+    return f"{parts.scheme}://{name}{end}{parts.path.rstrip('/')}", host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _read_token(environment: Mapping[str, str], home: Path) -> str:
+    mode = environment.get(_MODE, "").lower()
+    if mode == "disabled":
+        return ""
+    token = environment.get(_TOKEN, "").strip() or _token_of_file(environment, home)
+    if mode == "token" and not token:
+        raise UsageError(
+            f"{_MODE}=token needs a token, but none was found.",
+            hint=f"Set {_TOKEN_PATH} to a file that holds it, or write it to "
+            f"~/{_DEFAULT_TOKEN_FILE} (mode 600).",
+        )
+    if not token.isascii() or not token.isprintable():  # it becomes a header
+        raise UsageError(
+            "the token must be one line of plain ASCII, but got something else.",
+            hint=f"Look into {_TOKEN}, {_TOKEN_PATH} and ~/{_DEFAULT_TOKEN_FILE}.",
+        )
+    return token
+
+
+def _token_of_file(environment: Mapping[str, str], home: Path) -> str:
+    named = environment.get(_TOKEN_PATH, "")
+    path = Path(named).expanduser() if named else home / _DEFAULT_TOKEN_FILE
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        if not named:
+            return ""
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise UsageError(
+            f"{_TOKEN_PATH}: {path} cannot be read: {reason}.", hint="Name a file with the token."
+        ) from error

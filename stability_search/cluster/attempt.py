@@ -1,0 +1,130 @@
+"""In a job, on the cluster: run the study, or go on with it, and record how that ended.
+
+    python -m stability_search.cluster.attempt ORDER
+
+The study itself is the ordinary command in a process of its own, so whatever becomes of it, a
+record says so. Ray asks every process of a job to end by SIGTERM; this one outlives the study.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stability_search import __version__
+from stability_search import space as spaces
+from stability_search.cluster.parcel import SPACE_FILE
+from stability_search.cluster.result import AttemptResult, own_log_folder, record_name
+from stability_search.errors import InfrastructureError, StabilitySearchError
+from stability_search.files import write_whole
+from stability_search.space import changed_values
+
+STOP_WAIT_S = 60  # Ray kills what is left of a stopped job after so long; it waits 3 s if not told
+_REPORT_S = 40.0  # within it, once the study itself has ended
+_TERMINATED = 143
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptOrder:
+    """What an attempt is told.
+
+    Attributes:
+        attempt: Its submission id.
+        name: The study's name, which is also that of its run directory.
+        folder: Where run directories are; `~` is the home of whoever runs Ray there.
+        version: Of stability-search where it was submitted.
+    """
+
+    attempt: str
+    name: str
+    folder: str
+    version: str
+
+    def to_text(self) -> str:
+        """Return it as one word of a command line, before quoting."""
+        return json.dumps(asdict(self))
+
+
+def run_attempt(order: AttemptOrder, *, address: str) -> AttemptResult:
+    """Run a study in the working directory, or go on with it where its run directory is there.
+
+    Args:
+        order: Which.
+        address: Of the Ray that runs this job.
+    """
+    directory = Path(order.folder).expanduser() / order.name
+    try:
+        _refuse_other_version(order.version)
+        words = _words(directory, Path(SPACE_FILE))
+    except StabilitySearchError as error:
+        return AttemptResult(exit_code=error.exit_code, problem=str(error))
+    exit_code, lines = _run([*words, "--address", address])
+    if exit_code == _TERMINATED:
+        _, lines = _run(["report", str(directory)], timeout_s=_REPORT_S)
+    return AttemptResult(exit_code=exit_code, lines=lines, run_directory=str(directory))
+
+
+def _refuse_other_version(wanted: str) -> None:
+    if wanted != __version__:
+        raise InfrastructureError(
+            f"stability-search: {wanted} was submitted, but the cluster has {__version__}.",
+            hint="Install the same version on both.",
+        )
+
+
+def _words(directory: Path, space_file: Path) -> list[str]:
+    """Return the command: `run`, or `resume` with what has been raised since."""
+    if not (directory / SPACE_FILE).is_file():
+        return ["run", "--space", str(space_file), "--output", str(directory)]
+    old, new = spaces.load(directory / SPACE_FILE), spaces.load(space_file)
+    changed = {key: now for key, (_, now) in changed_values(old, new).items()}
+    options = [f"--set={key}={json.dumps(now)}" for key, now in changed.items()]
+    return ["resume", str(directory), *options]
+
+
+def _run(words: Sequence[str], timeout_s: float | None = None) -> tuple[int, tuple[str, ...]]:
+    """Run a command of ours; return its exit code and what it printed on standard output."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            [sys.executable, "-m", "stability_search", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+        )
+        try:
+            exit_code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            exit_code = process.wait()
+        output.seek(0)
+        lines = tuple(output.read().decode(errors="replace").splitlines())
+    if exit_code == -signal.SIGTERM:  # before it could take the signal
+        exit_code = _TERMINATED
+    elif exit_code < 0:  # killed: nobody said why
+        exit_code = InfrastructureError.exit_code
+    return exit_code, lines
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the attempt and leave its record.
+
+    Args:
+        words: An order, as `AttemptOrder.to_text` returned it.
+    """
+    order = AttemptOrder(**json.loads(words[0]))
+    record = own_log_folder() / record_name(order.attempt)
+    record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the study gets it as well, and ends
+    result = run_attempt(order, address=os.environ["RAY_ADDRESS"])
+    write_whole(record, result.to_text())
+    if result.problem:
+        sys.stderr.write(f"{result.problem}\n")
+    return result.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

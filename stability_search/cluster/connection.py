@@ -1,0 +1,135 @@
+"""One request to a cluster: its timeout, and what can go wrong, each in one line."""
+
+import contextlib
+import http.client
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from stability_search.cluster.address import ClusterAddress
+from stability_search.errors import InfrastructureError, UsageError
+
+TIMEOUT_S = 30.0  # of connecting, and of every silence
+_MAX_BYTES = 512 * 2**20  # of one answer: a cluster must not fill our memory
+_MAX_WORDS = 300  # of what a cluster says about an error
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
+
+
+class NotThereError(InfrastructureError):
+    """The cluster answers, and has no such thing."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the token would go along to another machine."""
+
+    def redirect_request(self, *_: object) -> None:
+        return
+
+
+class Connection:
+    """Requests to one cluster.
+
+    Args:
+        address: Where it is.
+        timeout_s: Longest wait for a connection, or for the next bytes of an answer.
+    """
+
+    def __init__(self, address: ClusterAddress, *, timeout_s: float = TIMEOUT_S) -> None:
+        self.url = address.url
+        self._headers = {"User-Agent": "stability-search"}
+        if address.token:
+            self._headers["Authorization"] = f"Bearer {address.token}"
+        self._has_token = bool(address.token)
+        self._timeout_s = timeout_s
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
+        if address.is_loopback:
+            handlers.append(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(*handlers)
+
+    def get_json(self, path: str, query: Mapping[str, str] | None = None) -> Any:  # noqa: ANN401 - JSON
+        """Return what stands under a path.
+
+        Raises:
+            NotThereError: Nothing stands there.
+            InfrastructureError: No answer, or none that can be read.
+            UsageError: The token is missing or wrong.
+        """
+        return self._read_json(self.get(path, query))
+
+    def get(self, path: str, query: Mapping[str, str] | None = None) -> bytes:
+        """Return the bytes under a path; raises like `get_json`."""
+        end = f"?{urllib.parse.urlencode(query)}" if query else ""
+        return self._send("GET", f"{path}{end}")
+
+    def post_json(self, path: str, value: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+        """Send a value and return the answer; raises like `get_json`."""
+        body = json.dumps(value, allow_nan=False).encode()
+        return self._read_json(self._send("POST", path, body, "application/json"))
+
+    def put(self, path: str, data: bytes) -> None:
+        """Send bytes; raises like `get_json`."""
+        self._send("PUT", path, data, "application/octet-stream")
+
+    def delete(self, path: str) -> None:
+        """Ask for something to be removed; raises like `get_json`."""
+        self._send("DELETE", path)
+
+    def _send(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> bytes:
+        headers = self._headers | ({"Content-Type": kind} if kind else {})
+        request = urllib.request.Request(  # noqa: S310 - `ClusterAddress` is http or https
+            self.url + path, data=body, headers=headers, method=method
+        )
+        with self._errors(), self._opener.open(request, timeout=self._timeout_s) as answer:
+            data: bytes = answer.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise InfrastructureError(f"{self.url}: an answer is larger than {_MAX_BYTES} bytes.")
+        return data
+
+    def _read_json(self, data: bytes) -> Any:  # noqa: ANN401 - JSON
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise InfrastructureError(
+                f"{self.url}: the answer is not JSON.",
+                hint="Is this the URL of a Ray dashboard, e.g. http://localhost:8265?",
+            ) from error
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._refused(error) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+            raise InfrastructureError(
+                f"{self.url}: the cluster does not answer: {said}.",
+                hint="Is its head running, and does this address reach it from here?",
+            ) from error
+
+    def _refused(self, error: urllib.error.HTTPError) -> InfrastructureError | UsageError:
+        if error.code in {_UNAUTHORIZED, _FORBIDDEN}:
+            what = "another token than ours" if self._has_token else "a token, and there is none"
+            return UsageError(
+                f"{self.url}: the cluster wants {what} (HTTP {error.code}).",
+                hint="Name the file with the cluster's token in RAY_AUTH_TOKEN_PATH.",
+            )
+        said = _last_line(error)
+        if error.code == _NOT_FOUND:
+            return NotThereError(f"{self.url}: not found: {said}.")
+        return InfrastructureError(f"{self.url}: HTTP {error.code}: {said}.")
+
+
+def _last_line(error: urllib.error.HTTPError) -> str:
+    """Return what a cluster says; of a traceback the last line, which names the error."""
+    try:
+        text = error.read(2**16).decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException):
+        text = ""
+    line = text.splitlines()[-1] if text else error.reason or "no reason given"
+    return str(line)[:_MAX_WORDS].rstrip(".")

@@ -1,0 +1,59 @@
+"""How an attempt ended: by its record; where there is none, why."""
+
+import contextlib
+
+from stability_search.cluster.jobs import Job, Jobs, JobState
+from stability_search.cluster.result import NOT_INSTALLED, AttemptResult, record_name
+from stability_search.errors import InfrastructureError, UsageError
+
+_MAX_WORDS = 300
+
+
+def read_result(jobs: Jobs, job: Job) -> AttemptResult | None:
+    """Return the record of an attempt that is over; None where it left none."""
+    if not job.node_id:
+        return None
+    with contextlib.suppress(InfrastructureError, ValueError):
+        return AttemptResult.from_text(jobs.read_file(job.node_id, record_name(job.id)))
+    return None
+
+
+def result_of(jobs: Jobs, job: Job) -> AttemptResult:
+    """Return how an attempt that is over ended.
+
+    Raises:
+        UsageError: It never ran because of what was asked for.
+        InfrastructureError: It never ran, or ended without a record: its node or its driver died.
+    """
+    result = read_result(jobs, job)
+    if result is None:
+        raise InfrastructureError(_why_no_record(jobs, job), hint=_way_out(jobs, job))
+    if result.problem:
+        kind = UsageError if result.exit_code == UsageError.exit_code else InfrastructureError
+        raise kind(result.problem)
+    return result
+
+
+def _why_no_record(jobs: Jobs, job: Job) -> str:
+    if job.exit_code == NOT_INSTALLED:
+        return f"{job.id}: its node has no stability-search that its Python finds."
+    if job.state is JobState.STOPPED:
+        return f"{job.id}: it was stopped before it could begin, or killed when it did not end."
+    if job.node_id and not jobs.has_node(job.node_id):
+        return f"{job.id}: the node that its driver ran on has died."
+    lines = job.message.strip().splitlines()
+    said = lines[-1][:_MAX_WORDS].rstrip(".") if lines else "nothing"
+    code = "" if job.exit_code is None else f" with exit code {job.exit_code}"
+    return f"{job.id}: its driver ended{code} and left no record; Ray says: {said}."
+
+
+def _way_out(jobs: Jobs, job: Job) -> str:
+    if job.exit_code == NOT_INSTALLED:
+        return (
+            "Install the same version on every node, and start Ray in that environment or name "
+            "its Python by --python."
+        )
+    return (
+        f"`stability-search logs {job.id} --address {jobs.url}` shows what it printed; submit "
+        "again to go on."
+    )

@@ -1,0 +1,82 @@
+"""Waiting for what others occupy, and saying so."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from stability_search.search.machine import Machine, Node
+
+EVERY_S = 30.0  # between two messages
+PARTLY_S = 600.0  # the same where some trials run
+PATIENCE_S = 5.0  # what is free is given out within milliseconds; after this it is taken
+
+Amounts = Mapping[str, float]
+"""How much of what, by Ray's names."""
+
+
+class Waiting:
+    """Notices that trials find no place because the cluster is busy.
+
+    Args:
+        machine: What a trial occupies.
+        clock: Seconds from a fixed start.
+    """
+
+    def __init__(self, machine: Machine, clock: Callable[[], float] = time.monotonic) -> None:
+        self._machine = machine
+        self._clock = clock
+        self._since: float | None = None
+        self._due_s = PATIENCE_S
+        self._num_placed = 0
+
+    def note(self, *, num_placed: int, num_unplaced: int) -> None:
+        """Hear how many workers have a place, and how many have none yet.
+
+        Args:
+            num_placed: Workers that a node has room for.
+            num_unplaced: Workers that are wanted and that no node has room for.
+        """
+        self._num_placed = num_placed
+        if not num_unplaced:
+            self._since, self._due_s = None, PATIENCE_S
+        elif self._since is None:
+            self._since = self._clock()
+
+    @property
+    def is_long(self) -> bool:
+        """True once trials have waited for longer than giving them a place takes."""
+        return self._waited_s >= PATIENCE_S
+
+    @property
+    def is_due(self) -> bool:
+        """True if it is time to say so."""
+        due_s = max(self._due_s, EVERY_S) if self._num_placed else self._due_s
+        return self._since is not None and self._waited_s >= due_s
+
+    @property
+    def _waited_s(self) -> float:
+        return 0.0 if self._since is None else self._clock() - self._since
+
+    def message(self, nodes: Sequence[Node], free: Mapping[str, Amounts]) -> str:
+        """Say what is waited for; the next message is due later.
+
+        Args:
+            nodes: The cluster; only nodes that could run a trial count.
+            free: What each node has left, by its id.
+        """
+        self._due_s += PARTLY_S if self._num_placed else EVERY_S
+        share = self._machine.share
+        usable = [node for node in nodes if self._machine.num_slots_on(node)]
+        left = {
+            name: sum(free.get(n.node_id, {}).get(name, 0.0) for n in usable) for name in share
+        }
+        total = {name: sum(n.resources.get(name, 0.0) for n in usable) for name in share}
+        parts = [
+            f"{amount:g} {name}: {left[name]:g} of {total[name]:g} free"
+            for name, amount in share.items()
+            if left[name] < amount
+        ]
+        if not parts:  # enough is free, but not on one node
+            parts = [f"{' and '.join(f'{a:g} {n}' for n, a in share.items())} on one node"]
+        text = f"waiting for {'; '.join(parts)}, {self._waited_s:.0f} s"
+        workers = "1 worker goes" if self._num_placed == 1 else f"{self._num_placed} workers go"
+        return f"{text}; {workers} on" if self._num_placed else text

@@ -1,0 +1,226 @@
+"""In a job: the study is run or gone on with, and a record says how that ended."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stability_search import __version__
+from stability_search.cluster import attempt, snapshot
+from stability_search.cluster.attempt import AttemptOrder, run_attempt
+from stability_search.cluster.result import AttemptResult, own_log_folder, record_name
+from stability_search.cluster.snapshot import NO_DIRECTORY, SnapshotOrder
+
+SPACE = """\
+name: small
+task: teacher
+space:
+  learning_rate: {loguniform: {low: 1e-3, high: 0.1}}
+search: {trials: 3}
+"""
+# Stands in for our own command: notes its words, prints, and ends as its environment says.
+STAND_IN = """\
+import os, pathlib, sys, time
+folder = pathlib.Path(os.environ["STAND_IN"])
+with (folder / "words").open("a") as file:
+    file.write(" ".join(sys.argv[1:]) + "\\n")
+if sys.argv[1] == "report":
+    print("Incomplete.")
+    sys.exit(0)
+print("Verdict.")
+print("news", file=sys.stderr)
+if "SLEEPS" in os.environ:
+    (folder / "ready").touch()
+    time.sleep(60)
+sys.stdout.flush()
+if "DIES" in os.environ:
+    os.kill(os.getpid(), 9)
+sys.exit(int(os.environ.get("EXITS", "0")))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the working directory of a job, in which our command is a stand-in."""
+    package = tmp_path / "path" / "stability_search"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(STAND_IN)
+    (tmp_path / "space.yaml").write_text(SPACE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    monkeypatch.setenv("STAND_IN", str(tmp_path))
+    return tmp_path
+
+
+def order(folder: Path, version: str = __version__) -> AttemptOrder:
+    return AttemptOrder(attempt="s.2", name="s", folder=str(folder / "runs"), version=version)
+
+
+def words(folder: Path) -> list[str]:
+    return (folder / "words").read_text().splitlines()
+
+
+def begin(folder: Path) -> Path:
+    """Make the run directory of an earlier attempt."""
+    directory = folder / "runs" / "s"
+    directory.mkdir(parents=True)
+    (directory / "space.yaml").write_text(SPACE)
+    return directory
+
+
+def test_a_study_that_is_not_there_is_run(folder: Path) -> None:
+    result = run_attempt(order(folder), address="1.2.3.4:5")
+
+    directory = folder / "runs" / "s"
+    assert words(folder) == [f"run --space space.yaml --output {directory} --address 1.2.3.4:5"]
+    assert result == AttemptResult(exit_code=0, lines=("Verdict.",), run_directory=str(directory))
+
+
+def test_a_study_that_is_there_goes_on_with_what_was_raised_since(folder: Path) -> None:
+    directory = begin(folder)
+    run_attempt(order(folder), address="a")
+    (folder / "space.yaml").write_text(SPACE.replace("trials: 3", "trials: 5, step_budget: 9"))
+    run_attempt(order(folder), address="a")
+
+    raised = "--set=search.trials=5 --set=search.step_budget=9"
+    assert words(folder) == [
+        f"resume {directory} --address a",
+        f"resume {directory} {raised} --address a",
+    ]
+
+
+@pytest.mark.parametrize("exit_code", [0, 2, 3, 4, 5, 6])
+def test_the_exit_code_is_the_studys_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, exit_code: int
+) -> None:
+    monkeypatch.setenv("EXITS", str(exit_code))
+
+    assert run_attempt(order(folder), address="a").exit_code == exit_code
+
+
+def test_a_study_that_was_killed_is_a_failure_of_machines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIES", "1")
+
+    assert run_attempt(order(folder), address="a").exit_code == 4
+
+
+def test_a_study_that_was_stopped_gets_its_report_while_there_is_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXITS", "143")
+
+    result = run_attempt(order(folder), address="a")
+
+    assert words(folder)[1:] == [f"report {folder / 'runs' / 's'}"]
+    assert (result.exit_code, result.lines) == (143, ("Incomplete.",))
+
+
+def test_another_version_runs_nothing(folder: Path) -> None:
+    result = run_attempt(order(folder, version="0.0.1"), address="a")
+
+    assert result.exit_code == 4
+    assert f"0.0.1 was submitted, but the cluster has {__version__}" in result.problem
+    assert not (folder / "words").exists()
+
+
+def test_a_space_that_this_version_cannot_read_runs_nothing(folder: Path) -> None:
+    begin(folder)
+    (folder / "space.yaml").write_text("task: nowhere\n")
+
+    result = run_attempt(order(folder), address="a")
+
+    assert result.exit_code == 2
+    assert "space.yaml:1:" in result.problem
+
+
+def test_a_stopped_job_leaves_its_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM reaches the study, which ends; the process around it outlives it."""
+    monkeypatch.setenv("SLEEPS", "1")
+    monkeypatch.setenv("RAY_ADDRESS", "a")
+    log = folder / "job-driver-s.2.log"
+    # The real code, which the stand-in hides from what it starts.
+    start = (
+        f"import sys; sys.path[:0] = {sys.path!r}; from stability_search.cluster import attempt"
+    )
+    code = f"{start}; sys.exit(attempt.main(sys.argv[1:]))"
+    with log.open("ab") as output:
+        job = subprocess.Popen(  # noqa: S603 - our own code
+            [sys.executable, "-P", "-c", code, order(folder).to_text()],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+            | {"PYTHONPATH": str(folder / "path")},
+        )
+    while not (folder / "ready").exists():
+        assert job.poll() is None, log.read_text()
+        time.sleep(0.02)
+    os.killpg(job.pid, signal.SIGTERM)
+
+    assert job.wait(20) == 143
+    record = AttemptResult.from_text((folder / record_name("s.2")).read_bytes())
+    assert (record.exit_code, record.lines) == (143, ("Incomplete.",))
+    assert "news" in log.read_text()
+
+
+def test_the_log_folder_is_where_standard_output_is_written(tmp_path: Path) -> None:
+    link = tmp_path / "1"
+    link.symlink_to(tmp_path / "logs" / "job-driver-s.log")
+    assert own_log_folder(link) == tmp_path / "logs"
+
+    with pytest.raises(ValueError, match="must be the log of a Ray job"):
+        own_log_folder(tmp_path / "terminal")
+
+
+def test_a_look_at_a_study_without_files_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "own_log_folder", lambda: tmp_path)
+
+    assert snapshot.main([SnapshotOrder(name="s", folder=str(tmp_path)).to_text()]) == NO_DIRECTORY
+
+
+def test_a_look_lists_the_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(folder)
+    monkeypatch.setattr(snapshot, "own_log_folder", lambda: folder / "logs")
+
+    words = [SnapshotOrder(name="s", folder=str(folder / "runs")).to_text()]
+
+    assert snapshot.main(words) == 0
+    listing = folder / "logs" / "stability-search" / "s" / "listing.json"
+    assert [one["path"] for one in json.loads(listing.read_text())] == ["space.yaml"]
+
+
+def test_a_look_for_a_status_leaves_what_the_command_printed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = begin(folder)
+    monkeypatch.setattr(snapshot, "own_log_folder", lambda: folder)
+    look = SnapshotOrder(name="s", folder=str(folder / "runs"), status_format="csv")
+
+    assert snapshot.main([look.to_text()]) == 0
+    assert words(folder) == [f"status {directory} --format csv"]
+    assert (folder / "stability-search" / "s" / "status.csv").read_text() == "Verdict.\n"
+
+
+def test_the_record_is_left_and_the_exit_code_handed_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "own_log_folder", lambda: folder)
+    monkeypatch.setattr(attempt.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("EXITS", "3")
+
+    assert attempt.main([order(folder).to_text()]) == 3
+
+    record = AttemptResult.from_text((folder / record_name("s.2")).read_bytes())
+    assert (record.exit_code, record.lines) == (3, ("Verdict.",))
+    assert words(folder)[0].endswith("--address 10.0.0.1:6379")

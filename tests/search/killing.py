@@ -1,0 +1,176 @@
+"""Kill workers, raylets and drivers of a study on a cluster, and count what came of it."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ray.cluster_utils import Cluster
+
+from stability_search import read_run
+from tests.search.inline_study import write_space
+from tests.search.test_study_ray import count_rows, finish, start
+
+Kind = Literal["worker", "raylet", "driver"]
+
+MARKER = f"cluster of {os.getpid()}"  # no other Ray on the machine is to be hurt
+STORE_BYTES = 80 * 2**20
+WAIT_S = 200.0
+GAP = 6  # trials that end between two kills, or too many attempts would be lost
+FEW = 3  # the same where there are only a few kills
+
+SPACE = """\
+name: killed
+task: {task}:Tiny
+task_args: {{batch_s: 0.03}}
+trial: {{steps: 20, timeout_s: 60}}
+fixed: {{batch_size: 8}}
+space:
+  learning_rate: {{loguniform: {{low: 1e-3, high: 0.1}}}}
+search: {{trials: NUM, sampler: random}}
+confirm: {{top: 1, seeds: 1, steps: 20, octaves: 0, min_margin: 0}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tally:
+    """What kills did.
+
+    Attributes:
+        kills: How many there were of each kind.
+        finished: Trials with an end that says something.
+        attempts: Attempts that are in the ledger.
+        lost: Trials that are missing, or were told of and are not in the ledger.
+        repeated: Trials that ended more than once.
+        blamed: Trials that ended in any way but completed, or lost attempts with a score.
+    """
+
+    kills: Counter[str]
+    finished: int
+    attempts: int
+    lost: int
+    repeated: int
+    blamed: int
+
+    def __str__(self) -> str:
+        """Give the figures in one line."""
+        kinds = ", ".join(f"{count} {kind}s" for kind, count in sorted(self.kills.items()))
+        return (
+            f"{self.kills.total()} kills ({kinds}): {self.attempts} attempts, {self.finished} "
+            f"trials finished, lost {self.lost}, run twice {self.repeated}, configurations blamed "
+            f"{self.blamed}"
+        )
+
+
+def worker_pids() -> list[int]:
+    """Return the workers of our raylets that train; the oldest first."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_worker = (folder / "cmdline").read_bytes().startswith(b"ray::ResourceTrainable")
+            if is_worker and MARKER.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return sorted(found)
+
+
+def run_and_kill(cluster: Cluster, folder: Path, kinds: Sequence[Kind], *, seed: int = 0) -> Tally:
+    """Run a study to its end though something of it is killed after every few trials.
+
+    Args:
+        cluster: Its nodes were started with `MARKER` in their environment; the head is spared.
+        folder: Empty; gets the space and the run directory.
+        kinds: What to kill, one after the other.
+        seed: Decides which worker or raylet it is.
+    """
+    gap = FEW if len(kinds) <= FEW else GAP
+    num_trials = gap * len(kinds) + gap
+    write_space(folder, text=SPACE.replace("NUM", str(num_trials)))
+    study = _Study(cluster, folder, random.Random(seed))  # noqa: S311 - no secret
+    try:
+        for kind in kinds:
+            study.wait_for_rows(gap)
+            study.kill(kind)
+        code, err = study.end()
+    except BaseException:
+        study.abandon()
+        raise
+    assert code == 0, err
+    return _tally(folder / "out", study.told, Counter(kinds), num_trials)
+
+
+class _Study:
+    def __init__(self, cluster: Cluster, folder: Path, generator: random.Random) -> None:
+        self._cluster, self._folder, self._random = cluster, folder, generator
+        self._ledger = folder / "out" / "study.db"
+        self._output = b""
+        self.told: Counter[str] = Counter()
+        self._process = self._start("run", "--space", "tiny.yaml", "--output", "out")
+
+    def _start(self, *words: str) -> "subprocess.Popen[str]":
+        told = "--json-events", "--address", self._cluster.address
+        return start(self._folder, *words, *told)
+
+    def wait_for_rows(self, count: int) -> None:
+        wanted = count_rows(self._ledger) + count
+        self._wait_until(lambda: count_rows(self._ledger) >= wanted)
+
+    def _wait_until(self, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not holds():
+            assert self._process.poll() is None, finish(self._process)
+            assert time.monotonic() < deadline, "the study does not go on"
+            time.sleep(0.05)
+
+    def kill(self, kind: Kind) -> None:
+        if kind == "worker":
+            self._wait_until(lambda: bool(worker_pids()))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._random.choice(worker_pids()), signal.SIGKILL)
+        elif kind == "raylet":
+            nodes = sorted(self._cluster.worker_nodes, key=lambda node: node.node_id)
+            self._cluster.remove_node(self._random.choice(nodes), allow_graceful=False)
+            self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+        else:
+            self._process.kill()
+            self._hear(self._process.communicate()[0])
+            self._process = self._start("resume", "out")
+
+    def _hear(self, output: str) -> None:
+        for line in output.splitlines():
+            with contextlib.suppress(ValueError):  # the last line of a killed driver may be cut
+                event = json.loads(line)
+                if event["event"] == "trial_finished" and event["outcome"] != "infrastructure":
+                    self.told[event["trial_id"]] += 1
+
+    def end(self) -> tuple[int, str]:
+        code, out, err = finish(self._process)
+        self._hear(out)
+        return code, err
+
+    def abandon(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def _tally(output: Path, told: Counter[str], kills: Counter[str], num_trials: int) -> Tally:
+    rows = read_run(output).trials
+    is_lost = rows["outcome"] == "infrastructure"
+    ends = Counter(rows.loc[~is_lost, "trial_id"])
+    planned = {f"search-{index:04d}" for index in range(num_trials)}
+    scored = rows.loc[is_lost, ["q", "is_stable"]].notna().any(axis=1)
+    return Tally(
+        kills=kills,
+        finished=len(ends),
+        attempts=len(rows),
+        lost=len((planned | set(told)) - set(ends)),
+        repeated=sum(max(ends[name], told[name]) > 1 for name in ends),
+        blamed=int(scored.sum() + (rows.loc[~is_lost, "outcome"] != "completed").sum()),
+    )

@@ -1,0 +1,74 @@
+"""Whether what nodes are like can be compared, and how a difference is told."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+
+from stability_search.search.nodes import Difference, as_table, differences, facts_here
+
+HERE = replace(facts_here("abc"), torch="2.13.0+cpu", cuda="")
+
+
+def test_this_machine_is_known_without_torch() -> None:
+    import torch
+
+    found = facts_here("abc")
+    assert (found.torch, found.cuda) == (torch.__version__, torch.version.cuda or "")
+    assert found.python == ".".join(map(str, sys.version_info[:3]))
+    assert found.modules == "abc"
+    assert found.stability_search.startswith("0.1.0 ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"python": "3.12.1"},
+        {"stability_search": "0.1.0 other"},
+        {"ray": ""},
+        {"torch": "2.12.0+cpu"},
+        {"modules": "missing"},
+    ],
+)
+def test_every_version_is_compared_with_the_drivers(changes: dict[str, str]) -> None:
+    (found,) = differences({"a": HERE, "b": replace(HERE, **changes)}, HERE, is_cuda=False)
+    (name, value), *_ = changes.items()
+    assert (found.node, found.there) == ("b", value.partition("+")[0] or "none")
+    assert found.here == getattr(HERE, name).partition("+")[0]
+
+
+def test_a_cpu_or_a_build_of_torch_of_its_own_is_no_difference_on_the_cpu() -> None:
+    other = replace(HERE, cpu="another", torch="2.13.0+cu128", cuda="12.8", host="b")
+    assert differences({"b": other}, HERE, is_cuda=False) == ()
+    assert other.fingerprint("cpu") != HERE.fingerprint("cpu")  # but it is told
+
+
+def test_cuda_is_compared_among_the_nodes_since_the_driver_may_have_none() -> None:
+    usual = replace(HERE, torch="2.13.0+cu128", cuda="12.8")
+    odd, bare = replace(usual, cuda="12.6"), replace(usual, cuda="")
+    assert differences({"a": usual, "b": usual}, HERE, is_cuda=True) == ()
+    found = differences({"a": usual, "b": odd, "c": usual, "d": bare}, HERE, is_cuda=True)
+    assert [(one.node, one.there, one.here) for one in found] == [
+        ("b", "12.6", "12.8"),
+        ("d", "none", "12.8"),
+    ]
+    (alone,) = differences({"d": bare}, HERE, is_cuda=True)
+    assert str(alone) == "CUDA of torch none there, needed here"
+
+
+def test_a_fingerprint_tells_devices_and_modules_apart_but_not_hosts() -> None:
+    assert replace(HERE, host="b").fingerprint("cpu") == HERE.fingerprint("cpu")
+    assert HERE.fingerprint("NVIDIA H100") != HERE.fingerprint("cpu")
+    assert replace(HERE, modules="x").fingerprint("cpu") != HERE.fingerprint("cpu")
+
+
+def test_differences_are_a_table() -> None:
+    rows = [
+        Difference(node="node-1", what="torch", there="2.12.0", here="2.13.0"),
+        Difference(node="b", what="the task's files", there="missing", here="abc"),
+    ]
+    assert as_table(rows).splitlines() == [
+        "node    what              there    here",
+        "node-1  torch             2.12.0   2.13.0",
+        "b       the task's files  missing  abc",
+    ]
