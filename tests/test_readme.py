@@ -48,7 +48,7 @@ def test_its_own_space_is_valid(tmp_path: Path) -> None:
 
 
 def test_reading_a_run_compiles() -> None:
-    assert len(blocks("python")[1].splitlines()) == 3
+    assert len(blocks("python")[1].splitlines()) == 4
     compile(blocks("python")[1], "README.md", "exec")
 
 

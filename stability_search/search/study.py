@@ -48,14 +48,14 @@ from stability_search.search.confirm import describe_cost
 from stability_search.search.driver import Cluster, drive, output_to, worker_settings
 from stability_search.search.early import EarlyWorkers, is_surely_cpu
 from stability_search.search.environment import Environment, describe
-from stability_search.search.ledger import DamagedLedgerError, Ledger
+from stability_search.search.ledger import Ledger
 from stability_search.search.machine import Machine, choose_machine, this_machine
 from stability_search.search.nodes import Inspector, facts_for
 from stability_search.search.plan import StudyPlan, planned_work
 from stability_search.search.remains import ended_at_last
+from stability_search.search.reopening import open_ledger, parameters_of
 from stability_search.search.request import TrialRequest
 from stability_search.search.run_directory import RunDirectory
-from stability_search.search.sampler import as_optuna, varying_values
 from stability_search.search.shipping import Cargo, pack
 from stability_search.search.source import Place
 from stability_search.space import Space
@@ -163,7 +163,7 @@ def resume_study(
     """
     directory = run_directory.open_run(path)
     with run_directory.lock(directory), _signals_taken() as signals, ended_at_last():
-        ledger = _open_ledger(directory, on_event)
+        ledger = open_ledger(directory, lambda text: on_event(_message("warning", text)))
         facts = dict(ledger.facts())
         old = run_directory.space_of(directory, facts)
         new = spaces.load(directory.space, overrides, folder=old.folder)
@@ -504,40 +504,12 @@ class _Running:
         self._on_event(Event(name=name, time=_now(), fields=fields))
 
 
-def parameters_of(space: Space, row: TrialRow) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return values and distributions of a search trial, as the ledger keeps them."""
-    if row.stage is not Stage.SEARCH:
-        return {}, {}
-    return as_optuna(space, varying_values(space, row.settings))
-
-
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:].rstrip('.:')}."
 
 
-def _open_ledger(directory: RunDirectory, on_event: Listener) -> Ledger:
-    """Open the ledger; where it is damaged, make it again from the step files."""
-    try:
-        return Ledger(directory.ledger)
-    except DamagedLedgerError as error:
-        facts = run_directory.facts_of_environment(directory)
-        if facts is None:
-            raise
-        space = spaces.load(directory.space)
-        ledger, aside, unreadable = Ledger.rebuild(
-            directory.ledger,
-            directory.steps,
-            facts=facts,
-            parameters_of=lambda row: parameters_of(space, row),
-        )
-        text = (
-            f"{error.message} It was made again from {len(ledger.rows())} step files"
-            f"{f'; the old one is kept as {aside.name}' if aside else ''}."
-        )
-        for line in (text, *unreadable):
-            fields: dict[str, Json] = {"level": "warning", "text": line}
-            on_event(Event(name=EventName.MESSAGE, time=_now(), fields=fields))
-        return ledger
+def _message(level: str, text: str) -> Event:
+    return Event(name=EventName.MESSAGE, time=_now(), fields={"level": level, "text": text})
 
 
 def _now() -> str:
