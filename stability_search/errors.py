@@ -2,6 +2,7 @@
 
 StabilitySearchError
   UsageError            exit 2: a command or a file that cannot be honoured
+    LockedError         another process is writing there
     SpaceError          every problem of a space file, each with file, line and column
   InfrastructureError   exit 4: machines failed too often
   UserCodeError         exit 5: the task failed in the same way in every early trial
@@ -35,6 +36,10 @@ class StabilitySearchError(Exception):
 
 class UsageError(StabilitySearchError):
     """A command line, a run directory or a setting that cannot be honoured."""
+
+
+class LockedError(UsageError):
+    """Another process is writing to a directory that takes one writer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

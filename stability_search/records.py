@@ -455,6 +455,7 @@ class Verdict(_Record):
     Attributes:
         kind: `stable`, `none` or `incomplete`.
         exit_code: Exit code of the command.
+        is_running: True if it has not ended, and the verdict is of what is known so far.
         choice: What to train with; None unless `stable`.
         choice_reason: Why this one; None unless `stable`.
         fastest: Lowest last probe loss among those that meet the bar; None if there is none.
@@ -471,6 +472,7 @@ class Verdict(_Record):
 
     kind: VerdictKind
     exit_code: int
+    is_running: bool = False
     choice: str | None = None
     choice_reason: ChoiceReason | None = None
     fastest: str | None = None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from stability_search.errors import UsageError
+from stability_search.errors import LockedError, UsageError
 from stability_search.files import cannot_write, remove_parts, write_whole
 from stability_search.records import Json
 from stability_search.space import Space
@@ -63,7 +63,8 @@ def only_writer(path: Path, *folders: Path) -> Iterator[None]:
         folders: Folders in it that are written to as well.
 
     Raises:
-        UsageError: Another process holds it, or there is no such directory.
+        LockedError: Another process holds it.
+        UsageError: There is no such directory.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -73,7 +74,7 @@ def only_writer(path: Path, *folders: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(
+            raise LockedError(
                 f"{path}: locked run: another process is writing to it.",
                 hint="Wait until it ends, or stop it.",
             ) from error

@@ -25,13 +25,13 @@ def next_step(directory: Path, verdict: Verdict | None) -> str:
             return f"stability-search train --space {best} --steps 10000  # your own length"
         case VerdictKind.NONE:
             return "change the space file as the report says, then run it again"
+        case VerdictKind.INCOMPLETE if verdict.is_running:
+            return f"stability-search status {_quoted(directory)}"
         case VerdictKind.INCOMPLETE if verdict.exit_code == UserCodeError.exit_code:
             return "mend the task, then run again with another --output"
-        case VerdictKind.INCOMPLETE if "budget" in verdict.reason:
+        case VerdictKind.INCOMPLETE:
             more = "raise what ended it: --set search.step_budget=... or search.time_budget_s=..."
-            return f"{resume}  # {more}"
-        case _:
-            return resume
+            return f"{resume}  # {more}" if "budget" in verdict.reason else resume
 
 
 def _quoted(path: Path) -> str:

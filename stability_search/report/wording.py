@@ -155,7 +155,8 @@ def headline(view: View) -> str:
         case VerdictKind.NONE:
             return "No stable configuration"
         case VerdictKind.INCOMPLETE:
-            return f"Not finished: {progress_text(view)}"
+            state = "Still running" if view.verdict.is_running else "Not finished"
+            return f"{state}: {progress_text(view)}"
 
 
 def progress_text(view: View) -> str:
@@ -254,6 +255,8 @@ def next_command(view: View) -> str:
             return _same_command(view) or (
                 f"stability-search run --space {_quoted(run + '/space.yaml')}"
             )
+        case VerdictKind.INCOMPLETE if view.verdict.is_running:
+            return f"stability-search report {_quoted(run)}"
         case VerdictKind.INCOMPLETE:
             return f"stability-search resume {_quoted(run)}{_more_budget(view)}"
 
@@ -288,6 +291,8 @@ def next_hint(view: View) -> str:
                 "Mend the task, then run it again. The run directory holds a copy of the task as "
                 "it was, so start from your own files."
             )
+        case VerdictKind.INCOMPLETE if view.verdict.is_running:
+            return "Draws this page again, with what has ended since."
         case VerdictKind.INCOMPLETE:
             return "Goes on where the study stopped; trials that ended are kept."
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stability_search import space as spaces
-from stability_search.errors import UserCodeError
+from stability_search.errors import LockedError, UserCodeError
 from stability_search.files import write_whole
 from stability_search.records import (
     Json,
@@ -58,19 +58,40 @@ class Study:
 def render_run(path: Path) -> Study:
     """Write tables and report of a run again, from its ledger alone.
 
+    A run that still goes on is reported on as far as it has come.
+
     Raises:
-        UsageError: No run directory, another process writes to it, or its ledger is damaged.
+        UsageError: No run directory, or its ledger is damaged.
     """
     directory = run_directory.open_run(path)
-    with run_directory.lock(directory):
+    try:
+        with run_directory.lock(directory):
+            return _render(directory, Ledger(directory.ledger), is_running=False)
+    except LockedError:
+        return _render_running(directory)
+
+
+def _render_running(directory: RunDirectory) -> Study:
+    """Write a report beside the process that still works on the run.
+
+    That process keeps its verdict first and writes its own report then, which must not be
+    replaced by one of earlier: where a verdict has come meanwhile, all is written once more.
+    """
+    while True:
         ledger = Ledger(directory.ledger)
-        space = run_directory.space_of(directory, ledger.facts())
-        rows = ledger.rows()
-        verdict = known_verdict(ledger) or unfinished(
-            space, rows, path, exit_code=EXIT_INTERRUPTED, reason="It has not ended."
-        )
-        command = f"stability-search report {shlex.quote(str(path))}"
-        return write_all(space, directory, rows, verdict, command)
+        study = _render(directory, ledger, is_running=True)
+        if known_verdict(Ledger(directory.ledger)) == known_verdict(ledger):
+            return study
+
+
+def _render(directory: RunDirectory, ledger: Ledger, *, is_running: bool) -> Study:
+    space = run_directory.space_of(directory, ledger.facts())
+    rows = ledger.rows()
+    verdict = known_verdict(ledger) or unfinished(
+        space, rows, directory.path, exit_code=EXIT_INTERRUPTED, is_running=is_running
+    )
+    command = f"stability-search report {shlex.quote(str(directory.path))}"
+    return write_all(space, directory, rows, verdict, command)
 
 
 def keep_verdict(ledger: Ledger, verdict: Verdict) -> None:
@@ -93,10 +114,16 @@ def known_verdict(ledger: Ledger) -> Verdict | None:
     return Verdict.from_json(verdict)
 
 
-def unfinished(
-    space: Space, rows: Sequence[TrialRow], path: Path, *, exit_code: int, reason: str
+def unfinished(  # noqa: PLR0913 - what is known of a study that has no end
+    space: Space,
+    rows: Sequence[TrialRow],
+    path: Path,
+    *,
+    exit_code: int,
+    reason: str = "It has not ended.",
+    is_running: bool = False,
 ) -> Verdict:
-    """Return the verdict of a study that stopped early, with the command that goes on.
+    """Return the verdict of a study that stopped early or runs, with the command to use next.
 
     Args:
         space: The study's space.
@@ -104,19 +131,25 @@ def unfinished(
         path: The run directory.
         exit_code: Exit code of the command that stopped.
         reason: Why it stopped, a sentence.
+        is_running: True if it has not stopped at all.
     """
     if exit_code == UserCodeError.exit_code:
         how = "Mend the task and start a new study with `run`"
         return Verdict(kind=VerdictKind.INCOMPLETE, exit_code=exit_code, reason=f"{reason} {how}.")
     plan = StudyPlan(space, device="cpu", num_slots=1, rows=rows)
     done = sum(row.stage is Stage.SEARCH and row.summary.outcome.is_result for row in rows)
-    where = f"It had reached the {plan.stage.value} stage"
+    run = shlex.quote(str(path))
+    status = f"`stability-search status {run}`"
+    where = f"the {plan.stage.value} stage"
     if space.has_space:
         where += f" with {done} of {plan.num_planned(Stage.SEARCH)} search trials"
     return Verdict(
         kind=VerdictKind.INCOMPLETE,
         exit_code=exit_code,
-        reason=f"{reason} {where}; go on with `stability-search resume {shlex.quote(str(path))}`.",
+        is_running=is_running,
+        reason=f"It still runs and has reached {where}; {status} tells more."
+        if is_running
+        else f"{reason} It had reached {where}; go on with `stability-search resume {run}`.",
     )
 
 

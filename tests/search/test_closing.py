@@ -1,16 +1,25 @@
 """What can be made again from a ledger, and what must not be believed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from stability_search import space as spaces
+from stability_search.cli.next_step import next_step
 from stability_search.errors import UsageError
-from stability_search.records import VerdictKind
-from stability_search.search import run_directory
-from stability_search.search.closing import keep_verdict, known_verdict, render_run, write_all
+from stability_search.records import TrialRow, Verdict, VerdictKind
+from stability_search.search import closing, run_directory
+from stability_search.search.closing import (
+    Study,
+    keep_verdict,
+    known_verdict,
+    render_run,
+    write_all,
+)
 from stability_search.search.ledger import Ledger
 from stability_search.search.plan import StudyPlan
+from stability_search.search.run_directory import RunDirectory
 from stability_search.search.study import parameters_of, resume_study
 from stability_search.space import Space
 from tests.search.inline_study import run_all, write_space
@@ -85,13 +94,57 @@ def test_resume_refuses_more_than_a_larger_budget(tmp_path: Path) -> None:
         )
 
 
-def test_a_run_that_is_being_written_is_not_reported_on(tmp_path: Path) -> None:
+def without_verdict(run: Path) -> Verdict:
+    """Take the verdict out of a ledger, as it is before the study ends; return it."""
+    ledger = Ledger(run / "study.db")
+    verdict = known_verdict(ledger)
+    assert verdict is not None
+    ledger.put_facts({k: v for k, v in ledger.facts().items() if k != "end"})
+    ledger.close()
+    return verdict
+
+
+def test_a_run_that_goes_on_is_reported_on_as_far_as_it_is(tmp_path: Path) -> None:
     run = finished_run(tmp_path)
-    with (
-        run_directory.lock(run_directory.open_run(run)),
-        pytest.raises(UsageError, match="locked run"),
-    ):
-        render_run(run)
+    without_verdict(run)
+    with run_directory.lock(run_directory.open_run(run)):
+        found = render_run(run)
+    assert found.verdict.kind is VerdictKind.INCOMPLETE
+    assert found.verdict.is_running
+    assert "It still runs" in found.verdict.reason
+    assert "resume" not in (run / "report.md").read_text()
+    assert found.lines[0].startswith("Still running: ")
+    assert next_step(run, found.verdict) == f"stability-search status {run}"
+    assert not render_run(run).verdict.is_running  # nobody holds it now
+
+
+def test_a_verdict_that_comes_while_a_report_is_drawn_is_not_covered_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished_run(tmp_path)
+    verdict = without_verdict(run)
+    drawn: list[Verdict] = []
+
+    def write_as_it_ends(
+        space: Space,
+        directory: RunDirectory,
+        rows: Sequence[TrialRow],
+        ours: Verdict,
+        command: str,
+    ) -> Study:
+        if not drawn:
+            ledger = Ledger(run / "study.db")
+            keep_verdict(ledger, verdict)
+            ledger.close()
+        drawn.append(ours)
+        return write_all(space, directory, rows, ours, command)
+
+    monkeypatch.setattr(closing, "write_all", write_as_it_ends)
+    with run_directory.lock(run_directory.open_run(run)):
+        found = render_run(run)
+    assert [one.is_running for one in drawn] == [True, False]
+    assert found.verdict == verdict
+    assert (run / "best.yaml").is_file()
 
 
 def test_the_space_of_a_run_knows_where_it_came_from(tmp_path: Path) -> None:
