@@ -2,7 +2,8 @@
 
 program    `main`: one exit code for every way a command can end
 commands   what each command takes and prints; long ones have a file of their own:
-           diagnosing, training_commands, instrumenting, status_command, dry_running
+           diagnosing, training_commands, instrumenting, status_command, dry_running,
+           cluster_commands
 options    the options that several commands share
 printing   data on standard output
 next_step  the command that a reader of a verdict wants next

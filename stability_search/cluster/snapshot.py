@@ -135,8 +135,12 @@ def _copy_ledger(ledger: Path, copy: Path) -> None:
     try:
         source = sqlite3.connect(f"{ledger.as_uri()}?mode=rw", uri=True, timeout=_BUSY_S)
         with contextlib.closing(source), contextlib.closing(sqlite3.connect(part)) as target:
+            source.execute("BEGIN")
+            source.execute("SELECT 1 FROM sqlite_master").fetchall()  # `backup` waits for ever
             source.backup(target)
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+            raise  # half of a commit is no copy
         part.write_bytes(ledger.read_bytes())
     part.replace(copy)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stability_search.cluster import snapshot
 from stability_search.cluster.fetching import Fetched, fetch
 from stability_search.cluster.jobs import JobRequest, JobState
 from stability_search.cluster.looking import remote_status
@@ -165,6 +166,18 @@ def test_a_ledger_that_is_being_written_to_comes_whole(
 
     assert rows_of(home / "study.db") == [1]
     assert rows_of(run / "study.db") == [1, 2]
+
+
+def test_half_of_a_commit_is_never_copied(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "_BUSY_S", 0.02)
+    with contextlib.closing(sqlite3.connect(run / "study.db")) as writer:
+        writer.execute("BEGIN EXCLUSIVE")  # as while a commit is written to the file
+
+        with pytest.raises(sqlite3.OperationalError, match="database is locked"):
+            take_snapshot(run, tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere" / "study.db").exists()
 
 
 def test_a_log_that_grows_meanwhile_is_cut_where_it_was_listed(

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from stability_search import read_run
 from tests.search.inline_study import write_space
-from tests.search.test_study_ray import count_rows, finish, start
+from tests.search.test_study_ray import command, count_rows, environment
 
 Kind = Literal["worker", "raylet", "driver"]
 
@@ -110,13 +110,30 @@ class _Study:
     def __init__(self, cluster: Cluster, folder: Path, generator: random.Random) -> None:
         self._cluster, self._folder, self._random = cluster, folder, generator
         self._ledger = folder / "out" / "study.db"
-        self._output = b""
+        self._num_drivers = 0
         self.told: Counter[str] = Counter()
         self._process = self._start("run", "--space", "tiny.yaml", "--output", "out")
 
-    def _start(self, *words: str) -> "subprocess.Popen[str]":
-        told = "--json-events", "--address", self._cluster.address
-        return start(self._folder, *words, *told)
+    def _start(self, *words: str) -> "subprocess.Popen[bytes]":
+        """Start a driver that writes into files: nobody reads a pipe while it runs."""
+        self._num_drivers += 1
+        with self._events.open("wb") as events, self._errors.open("wb") as errors:
+            return subprocess.Popen(  # noqa: S603 - our own command
+                command(*words, "--json-events", "--address", self._cluster.address),
+                cwd=self._folder,
+                env=environment(),
+                stdout=events,
+                stderr=errors,
+                start_new_session=True,
+            )
+
+    @property
+    def _events(self) -> Path:
+        return self._folder / f"events-{self._num_drivers}"
+
+    @property
+    def _errors(self) -> Path:
+        return self._folder / f"errors-{self._num_drivers}"
 
     def wait_for_rows(self, count: int) -> None:
         wanted = count_rows(self._ledger) + count
@@ -125,7 +142,7 @@ class _Study:
     def _wait_until(self, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + WAIT_S
         while not holds():
-            assert self._process.poll() is None, finish(self._process)
+            assert self._process.poll() is None, self._errors.read_text()
             assert time.monotonic() < deadline, "the study does not go on"
             time.sleep(0.05)
 
@@ -139,25 +156,25 @@ class _Study:
             self._cluster.remove_node(self._random.choice(nodes), allow_graceful=False)
             self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
         else:
-            self._process.kill()
-            self._hear(self._process.communicate()[0])
+            self.abandon()
+            self._hear()
             self._process = self._start("resume", "out")
 
-    def _hear(self, output: str) -> None:
-        for line in output.splitlines():
+    def _hear(self) -> None:
+        for line in self._events.read_text().splitlines():
             with contextlib.suppress(ValueError):  # the last line of a killed driver may be cut
                 event = json.loads(line)
                 if event["event"] == "trial_finished" and event["outcome"] != "infrastructure":
                     self.told[event["trial_id"]] += 1
 
     def end(self) -> tuple[int, str]:
-        code, out, err = finish(self._process)
-        self._hear(out)
-        return code, err
+        code = self._process.wait(WAIT_S)
+        self._hear()
+        return code, self._errors.read_text()
 
     def abandon(self) -> None:
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
 
 
 def _tally(output: Path, told: Counter[str], kills: Counter[str], num_trials: int) -> Tally:
