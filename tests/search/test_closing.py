@@ -1,5 +1,6 @@
 """What can be made again from a ledger, and what must not be believed."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,13 +43,27 @@ def finished_run(folder: Path, *overrides: str) -> Path:
     return directory.path
 
 
-@pytest.mark.parametrize(
-    "overrides", [(), ("search.step_budget=900", "search.trials=40")], ids=["whole", "budget"]
-)
-def test_a_report_made_again_says_what_the_study_said(
-    tmp_path: Path, overrides: tuple[str, ...]
-) -> None:
-    run = finished_run(tmp_path, *overrides)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run directory that no test may change."""
+    return finished_run(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """Return a copy of a finished run."""
+    return shutil.copytree(finished, tmp_path / "out")
+
+
+def test_a_report_made_again_says_what_the_study_said(run: Path) -> None:
+    says_the_same_again(run)
+
+
+def test_a_report_made_again_says_what_a_study_out_of_budget_said(tmp_path: Path) -> None:
+    says_the_same_again(finished_run(tmp_path, "search.step_budget=900", "search.trials=40"))
+
+
+def says_the_same_again(run: Path) -> None:
     before = known_verdict(Ledger(run / "study.db"))
     assert before is not None
     assert before.kind is VerdictKind.STABLE
@@ -60,22 +75,19 @@ def test_a_report_made_again_says_what_the_study_said(
     assert len(again.tables().trials) == len(Ledger(run / "study.db").rows())
 
 
-def test_a_study_killed_before_its_verdict_is_incomplete(tmp_path: Path) -> None:
-    run = finished_run(tmp_path)
+def test_a_study_killed_before_its_verdict_is_incomplete(run: Path) -> None:
     ledger = Ledger(run / "study.db")
     ledger.put_facts({k: v for k, v in ledger.facts().items() if k != "end"})
     ledger.close()
     assert render_run(run).verdict.kind is VerdictKind.INCOMPLETE
 
 
-def test_a_finished_study_resumed_is_finished_at_once(tmp_path: Path) -> None:
-    run = finished_run(tmp_path)
+def test_a_finished_study_resumed_is_finished_at_once(run: Path) -> None:
     end = resume_study(run, (), address=None, command="test", on_event=lambda _: None)
     assert end.verdict.kind is VerdictKind.STABLE
 
 
-def test_a_space_changed_by_hand_is_refused_with_the_difference(tmp_path: Path) -> None:
-    run = finished_run(tmp_path)
+def test_a_space_changed_by_hand_is_refused_with_the_difference(run: Path) -> None:
     space = run / "space.yaml"
     space.write_text(space.read_text().replace("batch_size: 8", "batch_size: 9"))
     with pytest.raises(
@@ -86,8 +98,7 @@ def test_a_space_changed_by_hand_is_refused_with_the_difference(tmp_path: Path) 
         render_run(run)
 
 
-def test_resume_refuses_more_than_a_larger_budget(tmp_path: Path) -> None:
-    run = finished_run(tmp_path)
+def test_resume_refuses_more_than_a_larger_budget(run: Path) -> None:
     with pytest.raises(UsageError, match=r"resume may only raise budgets.*trial\.steps"):
         resume_study(
             run, ("trial.steps=25",), address=None, command="test", on_event=lambda _: None
@@ -104,8 +115,7 @@ def without_verdict(run: Path) -> Verdict:
     return verdict
 
 
-def test_a_run_that_goes_on_is_reported_on_as_far_as_it_is(tmp_path: Path) -> None:
-    run = finished_run(tmp_path)
+def test_a_run_that_goes_on_is_reported_on_as_far_as_it_is(run: Path) -> None:
     without_verdict(run)
     with run_directory.lock(run_directory.open_run(run)):
         found = render_run(run)
@@ -119,9 +129,8 @@ def test_a_run_that_goes_on_is_reported_on_as_far_as_it_is(tmp_path: Path) -> No
 
 
 def test_a_verdict_that_comes_while_a_report_is_drawn_is_not_covered_by_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = finished_run(tmp_path)
     verdict = without_verdict(run)
     drawn: list[Verdict] = []
 
@@ -147,8 +156,7 @@ def test_a_verdict_that_comes_while_a_report_is_drawn_is_not_covered_by_it(
     assert (run / "best.yaml").is_file()
 
 
-def test_the_space_of_a_run_knows_where_it_came_from(tmp_path: Path) -> None:
-    run = finished_run(tmp_path)
+def test_the_space_of_a_run_knows_where_it_came_from(run: Path, finished: Path) -> None:
     facts = Ledger(run / "study.db").facts()
     space: Space = run_directory.space_of(run_directory.open_run(run), facts)
-    assert space.folder == tmp_path
+    assert space.folder == finished.parent
