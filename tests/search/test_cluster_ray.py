@@ -146,7 +146,7 @@ def test_with_every_node_held_none_is_usable(cluster: Cluster) -> None:
 SPACE = """\
 name: cluster
 task: {task}:Tiny
-task_args: {{sick_node: SICK, batch_s: 0.06}}
+task_args: {{sick_node: SICK, batch_s: 0.03}}
 trial: {{steps: 20, timeout_s: 60}}
 fixed: {{batch_size: 8}}
 space:
@@ -197,6 +197,8 @@ def test_lost_workers_and_nodes_are_tried_again_and_blame_no_configuration(
     assert head.node_id != sick.node_id
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_study_outlives_a_killed_worker_a_raylet_and_its_driver(
     raylets: Cluster, tmp_path: Path
 ) -> None:
