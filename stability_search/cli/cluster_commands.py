@@ -9,6 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stability_search.cli.emitting import (
+    CpusOption,
+    EmitOption,
+    GpusOption,
+    ImageOption,
+    NodesOption,
+    Scheduler,
+    TimeLimitOption,
+    Wishes,
+    print_emitted,
+)
 from stability_search.cli.formats import Format
 from stability_search.cli.inert import inert
 from stability_search.cli.lines import counted
@@ -18,7 +29,8 @@ from stability_search.cli.printing import print_data, short_path
 from stability_search.errors import UsageError
 
 if TYPE_CHECKING:
-    from stability_search.cluster.jobs import Jobs
+    from stability_search.cluster.address import ClusterAddress
+    from stability_search.cluster.jobs import Job, Jobs
     from stability_search.cluster.parcel import Parcel
     from stability_search.cluster.submitting import Submission
 
@@ -32,6 +44,15 @@ UrlOption = Annotated[
         "--address", metavar="URL", help="The cluster's dashboard, e.g. http://localhost:8265."
     ),
 ]
+_UrlUnlessEmitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        help="The cluster's dashboard, e.g. http://localhost:8265; needed without --emit.",
+        show_default=False,
+    ),
+]
 OfClusterOption = Annotated[
     str | None,
     typer.Option(
@@ -43,7 +64,10 @@ OfClusterOption = Annotated[
 ]
 InsecureOption = Annotated[
     bool,
-    typer.Option("--insecure", help="Allow plain HTTP without a token to another machine."),
+    typer.Option(
+        "--insecure",
+        help="Allow plain HTTP to another machine: all can be read on the way, a token too.",
+    ),
 ]
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="The study's name, as `submit` printed it.")
@@ -84,36 +108,50 @@ _FetchOutputOption = Annotated[
 ]
 
 
-def connect(address: str, *, insecure: bool) -> "Jobs":
+def connect(address: "ClusterAddress") -> "Jobs":
     """Return a cluster's job interface, having heard from it.
 
     Args:
-        address: The URL of its dashboard.
-        insecure: True allows plain HTTP without a token to another machine.
+        address: Where it is.
 
     Raises:
-        UsageError: The address or the token cannot be used.
+        UsageError: It wants another token.
         InfrastructureError: It does not answer, or is no Ray.
     """
-    from stability_search.cluster.address import read_address
     from stability_search.cluster.connection import Connection
     from stability_search.cluster.jobs import RayJobs
 
-    found = read_address(address, insecure=insecure, environment=os.environ, home=Path.home())
+    jobs = RayJobs(Connection(address))
+    jobs.ray_version()
+    return jobs
+
+
+def _known(address: str, name: str, *, insecure: bool) -> tuple["Jobs", "Job"]:
+    """Return a cluster, and the latest attempt of a study that must be there."""
+    from stability_search.cluster.naming import checked_name
+    from stability_search.cluster.submitting import known_attempt
+
+    checked_name(name)
+    jobs = connect(_address(address, insecure=insecure))
+    return jobs, known_attempt(jobs, name)
+
+
+def _address(text: str, *, insecure: bool) -> "ClusterAddress":
+    from stability_search.cluster.address import read_address
+
+    found = read_address(text, insecure=insecure, environment=os.environ, home=Path.home())
     if found.is_readable_on_the_way:
         _say(
             f"warning: {found.url} is plain HTTP to another machine: others on the way can read "
             "all of it, a token too. A tunnel (ssh -L) or https:// protects it."
         )
-    jobs = RayJobs(Connection(found))
-    jobs.ray_version()
-    return jobs
+    return found
 
 
 def submit(  # noqa: PLR0913 - one parameter per option
     *,
     space: SpaceOption,
-    address: UrlOption,
+    address: _UrlUnlessEmitOption = None,
     overrides: SetOption = None,
     name: _NameOption = None,
     no_wait: _NoWaitOption = False,
@@ -122,11 +160,18 @@ def submit(  # noqa: PLR0913 - one parameter per option
     remote_output: _FolderOption = None,
     python: _PythonOption = "python",
     max_upload_mib: _MaxUploadOption = 50,
+    emit: EmitOption = None,
+    image: ImageOption = None,
+    nodes: NodesOption = None,
+    cpus_per_node: CpusOption = None,
+    gpus_per_node: GpusOption = None,
+    time_limit_s: TimeLimitOption = None,
 ) -> Work:
     """Run a study on a Ray cluster: send it, follow it, and end as `run` ends.
 
     What is sent is shown first: the space file and the task's file or package, nothing else. A
-    study that runs or has finished there is not run again; one that was stopped goes on.
+    study that runs or has finished there is not run again; one that was stopped goes on. With
+    --emit nothing is sent: a file for another scheduler is printed.
     Exit: as `run`; Ctrl-C leaves the study running.
     """
 
@@ -136,16 +181,27 @@ def submit(  # noqa: PLR0913 - one parameter per option
         from stability_search.cluster.naming import checked_name, run_name
         from stability_search.cluster.parcel import make_parcel
 
+        wishes = Wishes(
+            image=image,
+            nodes=nodes,
+            cpus_per_node=cpus_per_node,
+            gpus_per_node=gpus_per_node,
+            time_limit_s=time_limit_s,
+        )
+        _refuse_unclear(emit, address, wishes)
         loaded = spaces.load(space, overrides or ())
+        if emit is not None:
+            return print_emitted(emit, loaded, overrides, name, wishes)
+        there = _address(address or "", insecure=insecure)
+        place = submitting.Place(folder=_remote_folder(remote_output), python=python)
         parcel = make_parcel(loaded, max_mib=max_upload_mib)
-        chosen = run_name(loaded, parcel) if name is None else checked_name(name)
+        chosen = run_name(loaded, parcel) if name is None else checked_name(name, "--name")
         _say(f"space file: {short_path(loaded.path)}")
-        _say(*_parcel_lines(parcel, address))
+        _say(*_parcel_lines(parcel, there.url))
         if dry_run:
             print_data(chosen)
             return 0
-        jobs = connect(address, insecure=insecure)
-        place = submitting.Place(folder=remote_output or submitting.RUNS_FOLDER, python=python)
+        jobs = connect(there)
         end = submitting.submit(jobs, chosen, parcel, place)
         _say(_found_line(end, jobs.url))
         if no_wait:
@@ -168,10 +224,7 @@ def logs(
     """Print what the latest attempt of a submitted study has printed."""
 
     def work() -> int:
-        from stability_search.cluster.submitting import known_attempt
-
-        jobs = connect(address, insecure=insecure)
-        job = known_attempt(jobs, name)
+        jobs, job = _known(address, name, insecure=insecure)
         if follow:
             return _watch(jobs, name, job.id, is_over=False)
         print_data(*(inert(line.expandtabs(1)) for line in jobs.log(job.id).splitlines()))
@@ -185,10 +238,8 @@ def stop(*, name: NameArgument, address: UrlOption, insecure: InsecureOption = F
 
     def work() -> int:
         from stability_search.cluster import stopping
-        from stability_search.cluster.submitting import known_attempt
 
-        jobs = connect(address, insecure=insecure)
-        job = known_attempt(jobs, name)
+        jobs, job = _known(address, name, insecure=insecure)
         if job.state.is_over:
             _say(f"{name}: it had ended before: {job.state.value.lower()}")
             return 0
@@ -219,7 +270,7 @@ def fetch(
         from stability_search.cluster import fetching
         from stability_search.space_directory import DEFAULT_PARENT
 
-        jobs = connect(address, insecure=insecure)
+        jobs, _ = _known(address, name, insecure=insecure)
         done = fetching.fetch(jobs, name, output or DEFAULT_PARENT / name)
         mib = done.num_bytes / _MIB
         speed = f", {mib / done.seconds:.1f} MiB/s" if done.seconds > 0 and mib >= 1 else ""
@@ -243,12 +294,11 @@ def remote_status(name: str, address: str, chosen: Format, *, insecure: bool) ->
         name: The study's name.
         address: The cluster's dashboard.
         chosen: How it is printed.
-        insecure: True allows plain HTTP without a token to another machine.
+        insecure: True allows plain HTTP to another machine.
     """
-    from stability_search.cluster import looking, submitting
+    from stability_search.cluster import looking
 
-    jobs = connect(address, insecure=insecure)
-    job = submitting.known_attempt(jobs, name)
+    jobs, job = _known(address, name, insecure=insecure)
     if chosen is Format.TABLE:
         print_data(inert(f"{name} on {jobs.url}: job {job.id} {job.state.value.lower()}"))
     lines = looking.remote_status(jobs, name, chosen.value).splitlines()
@@ -272,7 +322,7 @@ def _watch(jobs: "Jobs", name: str, attempt: str, *, is_over: bool) -> int:
             raise UsageError(f"{attempt}: {jobs.url} does not know it any more.")
         result = result_of(jobs, job)
     except KeyboardInterrupt:
-        again = f"stability-search logs {name} --address {jobs.url} --follow"
+        again = f"stability-search logs {name} --address {shlex.quote(jobs.url)} --follow"
         _say(f"{name} goes on without us. Come back with `{again}`.")
         raise
     print_data(*_lines_from_afar(result.lines))
@@ -290,7 +340,7 @@ def _lines_from_afar(lines: Sequence[str]) -> list[str]:
 
 
 def _fetch_command(jobs: "Jobs", name: str) -> str:
-    return inert(f"stability-search fetch {shlex.quote(name)} --address {jobs.url}")
+    return f"stability-search fetch {name} --address {shlex.quote(jobs.url)}"  # checked, both
 
 
 def _found_line(end: "Submission", url: str) -> str:
@@ -305,9 +355,32 @@ def _found_line(end: "Submission", url: str) -> str:
             return f"{end.name}: it has finished there as {end.attempt}; nothing was submitted"
 
 
-def _parcel_lines(parcel: "Parcel", address: str) -> Sequence[str]:
+def _refuse_unclear(emit: Scheduler | None, address: str | None, wishes: Wishes) -> None:
+    """Refuse what is neither for a cluster that is there nor for a scheduler, or for both."""
+    if (emit is None) == (address is None):
+        raise UsageError(
+            f"--address, --emit: one of them is needed, but got {'both' if emit else 'none'}.",
+            hint="A cluster's dashboard is named like http://localhost:8265.",
+        )
+    if emit is None:
+        wishes.refuse_any()
+
+
+def _remote_folder(text: str | None) -> str:
+    from stability_search.cluster.submitting import RUNS_FOLDER
+
+    folder = text or RUNS_FOLDER
+    if not folder.startswith(("/", "~")):
+        raise UsageError(
+            f"--remote-output: a folder that begins with / or ~ is needed, but got {folder!r}: "
+            "the folder in which a job runs is removed with it."
+        )
+    return folder
+
+
+def _parcel_lines(parcel: "Parcel", url: str) -> Sequence[str]:
     size = _size(parcel.num_bytes)
-    lines = [f"to be sent to {address}: {counted(len(parcel.files), 'file')}, {size}"]
+    lines = [f"to be sent to {url}: {counted(len(parcel.files), 'file')}, {size}"]
     shown = sorted(parcel.files.items())[:_MAX_SHOWN]
     lines += [f"    {_size(len(content)):>9}  {path}" for path, content in shown]
     rest = len(parcel.files) - len(shown)

@@ -6,7 +6,7 @@ is written against that, so that most of it can be tested without a Ray.
     address      where a cluster is, and the token that it wants
     connection   one request: its timeout, and what can go wrong in one line
     jobs         Ray's job interface: submit, look, stop, read logs and log files
-    ignoring     what `.gitignore` leaves out of a package
+    ignoring     what git ignores in a package, and files of secrets
     parcel       the files that are sent, and their archive
     naming       a study's name on a cluster, and its attempts
     submitting   start, go on with, or find again
@@ -15,6 +15,7 @@ is written against that, so that most of it can be tested without a Ray.
     endings      how an attempt ended: by that record; where there is none, why
     stopping     ask an attempt to end
     looking      short jobs on the node of a study's driver: its files, its status
+    listing      the list of a run directory's files, which the other side need not believe
     copies       what a fetched folder is a copy of
     fetching     a run directory comes home, checked by hash
     attempt      in the job: run the study and record how it ended

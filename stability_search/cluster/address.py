@@ -1,6 +1,7 @@
 """Where a cluster is, and the token that it wants, as Ray itself looks for it."""
 
 import ipaddress
+import re
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from stability_search.errors import UsageError
 
 _MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _DEFAULT_TOKEN_FILE = ".ray/auth_token"  # noqa: S105 - a path
+_HOST = re.compile(r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+")
+_IN_A_URL = re.compile(r"[!-~]+")  # what is printable in ASCII, without blanks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,55 +42,62 @@ def read_address(
 
     Args:
         text: `http://HOST:PORT` or `https://HOST[:PORT]`.
-        insecure: True allows plain HTTP to another machine without a token.
+        insecure: True allows plain HTTP to another machine, to which everything is then sent
+            readable, a token too.
         environment: `RAY_AUTH_MODE`, `RAY_AUTH_TOKEN` and `RAY_AUTH_TOKEN_PATH` are read as Ray
             reads them.
         home: Folder whose `.ray/auth_token` is Ray's own place for a token.
 
     Raises:
         UsageError: It is no such address, a token that must be there is not, or it would be
-            plain HTTP to another machine without a token.
+            plain HTTP to another machine. What may hold a password is not repeated.
     """
     url, host = _read_url(text)
     token = _read_token(environment, home)
     address = ClusterAddress(url=url, is_loopback=_is_loopback(host), token=token)
-    if address.is_readable_on_the_way and not token and not insecure:
+    if address.is_readable_on_the_way and not insecure:
         raise UsageError(
-            f"--address: plain HTTP to another machine needs a token, but got {url} and found "
-            "none: whoever reaches that port can run any code there.",
-            hint="Start the cluster with RAY_AUTH_MODE=token and name its token file in "
-            "RAY_AUTH_TOKEN_PATH; or use a tunnel (ssh -L 8265:localhost:8265 HOST) and "
-            "http://localhost:8265; or, in a network that you trust, add --insecure.",
+            f"--address: plain HTTP to another machine is refused, but got {url}: whoever sits "
+            "between can read and change all of it, a token too.",
+            hint="Use a tunnel (ssh -L 8265:localhost:8265 HOST) and http://localhost:8265; or "
+            "TLS and https://; or, in a network that you trust, add --insecure.",
         )
     return address
 
 
 def _read_url(text: str) -> tuple[str, str]:
-    hint = "Give the URL of the cluster's dashboard, e.g. http://localhost:8265."
     try:
         parts = urllib.parse.urlsplit(text)
-        host, port = parts.hostname, parts.port
+        host, port = parts.hostname or "", parts.port
+        is_url = parts.scheme in {"http", "https"} and _IN_A_URL.fullmatch(text)
+        has_password = parts.username is not None or parts.password is not None
     except ValueError:
-        host = None
-    if host is None or parts.scheme not in {"http", "https"}:
-        raise UsageError(f"--address: a URL is needed here, but got {text!r}.", hint=hint)
-    if parts.username is not None or parts.password is not None:  # would be shown and kept
+        is_url = None
+    hint = "Give the URL of the cluster's dashboard, e.g. http://localhost:8265."
+    if not is_url or (not has_password and not _HOST.fullmatch(host)):
+        raise UsageError(f"--address: a URL is needed here, but got {_shown(text)}.", hint=hint)
+    if has_password:
         raise UsageError(
             "--address: a URL without a user or a password is needed.",
             hint=f"{hint} A token belongs into the file that RAY_AUTH_TOKEN_PATH names.",
         )
     if parts.query or parts.fragment:
-        raise UsageError(f"--address: a URL without ? and # is needed, got {text!r}.", hint=hint)
+        raise UsageError("--address: a URL without ? and # is needed.", hint=hint)
     name = f"[{host}]" if ":" in host else host
     end = "" if port is None else f":{port}"
     return f"{parts.scheme}://{name}{end}{parts.path.rstrip('/')}", host
+
+
+def _shown(text: str) -> str:
+    """Repeat what was given, unless a password may stand in it."""
+    return "something else" if set("@?#") & set(text) else repr(text)
 
 
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        return host == "localhost"  # where other names lead is for a resolver to say
 
 
 def _read_token(environment: Mapping[str, str], home: Path) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from stability_search import __version__
 from stability_search import space as spaces
 from stability_search.cluster.parcel import SPACE_FILE
-from stability_search.cluster.result import AttemptResult, own_log_folder, record_name
+from stability_search.cluster.result import EXIT_CODES, AttemptResult, own_log_folder, record_name
 from stability_search.errors import InfrastructureError, StabilitySearchError
 from stability_search.files import write_whole
 from stability_search.space import changed_values
@@ -104,7 +104,7 @@ def _run(words: Sequence[str], timeout_s: float | None = None) -> tuple[int, tup
         lines = tuple(output.read().decode(errors="replace").splitlines())
     if exit_code == -signal.SIGTERM:  # before it could take the signal
         exit_code = _TERMINATED
-    elif exit_code < 0:  # killed: nobody said why
+    elif exit_code not in EXIT_CODES:  # killed, or its Python failed: nobody said why
         exit_code = InfrastructureError.exit_code
     return exit_code, lines
 

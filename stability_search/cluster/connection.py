@@ -3,17 +3,20 @@
 import contextlib
 import http.client
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from stability_search.cluster.address import ClusterAddress
 from stability_search.errors import InfrastructureError, UsageError
 
 TIMEOUT_S = 30.0  # of connecting, and of every silence
-_MAX_BYTES = 512 * 2**20  # of one answer: a cluster must not fill our memory
+LONGEST_S = 600.0  # of a whole answer, however slowly it comes; Ray's own for one file
+MAX_BYTES = 64 * 2**20  # of an answer that is kept whole: a cluster must not fill our memory
+_BLOCK_BYTES = 2**18
 _MAX_WORDS = 300  # of what a cluster says about an error
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
 
@@ -35,15 +38,22 @@ class Connection:
     Args:
         address: Where it is.
         timeout_s: Longest wait for a connection, or for the next bytes of an answer.
+        clock: Seconds of a clock that does not run backwards.
     """
 
-    def __init__(self, address: ClusterAddress, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: ClusterAddress,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.url = address.url
         self._headers = {"User-Agent": "stability-search"}
         if address.token:
             self._headers["Authorization"] = f"Bearer {address.token}"
         self._has_token = bool(address.token)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._clock = timeout_s, clock
         handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
         if address.is_loopback:
             handlers.append(urllib.request.ProxyHandler({}))
@@ -61,37 +71,54 @@ class Connection:
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> bytes:
         """Return the bytes under a path; raises like `get_json`."""
+        return self._whole(self.get_blocks(path, query))
+
+    def get_blocks(self, path: str, query: Mapping[str, str] | None = None) -> Generator[bytes]:
+        """Return the bytes under a path as they come, however many; raises like `get_json`."""
         end = f"?{urllib.parse.urlencode(query)}" if query else ""
         return self._send("GET", f"{path}{end}")
 
     def post_json(self, path: str, value: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
         """Send a value and return the answer; raises like `get_json`."""
         body = json.dumps(value, allow_nan=False).encode()
-        return self._read_json(self._send("POST", path, body, "application/json"))
+        return self._read_json(self._whole(self._send("POST", path, body, "application/json")))
 
     def put(self, path: str, data: bytes) -> None:
         """Send bytes; raises like `get_json`."""
-        self._send("PUT", path, data, "application/octet-stream")
+        self._whole(self._send("PUT", path, data, "application/octet-stream"))
 
     def delete(self, path: str) -> None:
         """Ask for something to be removed; raises like `get_json`."""
-        self._send("DELETE", path)
+        self._whole(self._send("DELETE", path))
 
-    def _send(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> bytes:
+    def _send(
+        self, method: str, path: str, body: bytes | None = None, kind: str = ""
+    ) -> Generator[bytes]:
         headers = self._headers | ({"Content-Type": kind} if kind else {})
         request = urllib.request.Request(  # noqa: S310 - `ClusterAddress` is http or https
             self.url + path, data=body, headers=headers, method=method
         )
+        began = self._clock()
         with self._errors(), self._opener.open(request, timeout=self._timeout_s) as answer:
-            data: bytes = answer.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise InfrastructureError(f"{self.url}: an answer is larger than {_MAX_BYTES} bytes.")
-        return data
+            while block := answer.read1(_BLOCK_BYTES):
+                if self._clock() - began > LONGEST_S:
+                    raise TimeoutError(f"an answer is not whole after {LONGEST_S:.0f} s")
+                yield block
+
+    def _whole(self, blocks: Generator[bytes]) -> bytes:
+        data = bytearray()
+        for block in blocks:
+            data += block
+            if len(data) > MAX_BYTES:
+                raise InfrastructureError(
+                    f"{self.url}: an answer is larger than {MAX_BYTES / 2**20:.0f} MiB."
+                )
+        return bytes(data)
 
     def _read_json(self, data: bytes) -> Any:  # noqa: ANN401 - JSON
         try:
             return json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InfrastructureError(
                 f"{self.url}: the answer is not JSON.",
                 hint="Is this the URL of a Ray dashboard, e.g. http://localhost:8265?",
@@ -104,7 +131,7 @@ class Connection:
         except urllib.error.HTTPError as error:
             with error:
                 raise self._refused(error) from None
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:  # of an odd host
             reason = getattr(error, "reason", None) or error
             said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
             raise InfrastructureError(

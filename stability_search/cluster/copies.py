@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stability_search.cluster.snapshot import ListedFile
+from stability_search.cluster.listing import LEDGER, MARK, ListedFile, checked_path
 from stability_search.errors import UsageError
-from stability_search.files import write_whole
-
-LEDGER = "study.db"
-_MARK = ".fetched"  # in the copy
+from stability_search.files import cannot_write, write_whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,16 +32,20 @@ def read_mark(directory: Path, name: str) -> CopyMark:
     Raises:
         UsageError: Something else is there, or somebody went on with the copy.
     """
-    if not any(directory.iterdir()):
-        return CopyMark(name=name)
+    is_untouched = False
     try:
-        data = json.loads((directory / _MARK).read_text())
-        paths, ledgers = tuple(data["paths"]), tuple(data["ledgers"])
-        mark = CopyMark(name=str(data["name"]), paths=paths, ledgers=ledgers)
-    except (OSError, ValueError, TypeError, KeyError):
+        if not any(directory.iterdir()):
+            return CopyMark(name=name)
+        data = json.loads((directory / MARK).read_text())
+        mark = CopyMark(
+            name=str(data["name"]),
+            paths=tuple(checked_path(path) for path in data["paths"]),
+            ledgers=tuple(data["ledgers"]),
+        )
+        ledger = directory / LEDGER
+        is_untouched = not ledger.is_file() or _sha256(ledger) in mark.ledgers
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         mark = CopyMark(name="")
-    ledger = directory / LEDGER
-    is_untouched = not ledger.is_file() or _sha256(ledger) in mark.ledgers
     if mark.name == name and is_untouched:
         return mark
     what = "its study.db changed since it was fetched" if mark.name == name else "it is not empty"
@@ -60,22 +61,58 @@ def write_mark(directory: Path, mark: CopyMark, listing: Sequence[ListedFile]) -
     hashes += [_sha256(ledger)] if ledger.is_file() else []
     paths = sorted({*mark.paths, *(one.path for one in listing)})
     new = CopyMark(name=mark.name, paths=tuple(paths), ledgers=tuple(hashes))
-    write_whole(directory / _MARK, json.dumps(asdict(new)))
+    write_whole(directory / MARK, json.dumps(asdict(new)))
     return new
 
 
 def remove_gone(directory: Path, mark: CopyMark, listing: Sequence[ListedFile]) -> None:
-    """Remove what the study has removed since, such as a choice that did not hold."""
-    for path in set(mark.paths) - {one.path for one in listing}:
-        (directory / path).unlink(missing_ok=True)
+    """Remove what the study has removed since, such as a choice that did not hold.
+
+    Raises:
+        UsageError: See `place_in_copy`.
+    """
+    for path in sorted(set(mark.paths) - {one.path for one in listing}):
+        place = place_in_copy(directory, path)
+        try:
+            place.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(place, error) from error
 
 
 def is_there(directory: Path, one: ListedFile) -> bool:
-    """Say whether a file of the listing is in the copy, and right."""
-    path = directory / one.path
-    if not path.is_file() or path.stat().st_size != one.num_bytes:
+    """Say whether a file of the listing is in the copy, and right.
+
+    Raises:
+        UsageError: See `place_in_copy`.
+    """
+    path = place_in_copy(directory, one.path)
+    try:
+        return path.stat().st_size == one.num_bytes and _sha256(path) == one.sha256
+    except OSError:  # not there, or it cannot be read
         return False
-    return _sha256(path) == one.sha256
+
+
+def place_in_copy(directory: Path, path: str) -> Path:
+    """Return where a file of a study lies in its copy.
+
+    Args:
+        directory: The copy.
+        path: A checked path of the study's.
+
+    Raises:
+        UsageError: A link in the copy leads out of it; what lies there is nobody's to change.
+    """
+    place = directory / path
+    try:
+        is_inside = place.parent.resolve().is_relative_to(directory.resolve())
+    except (OSError, RuntimeError):  # a circle of links
+        is_inside = False
+    if not is_inside:
+        raise UsageError(
+            f"{place.parent}: a link leads out of the copy, where nothing is written or removed.",
+            hint="Remove the link, or choose another directory by --output.",
+        )
+    return place
 
 
 def _sha256(path: Path) -> str:

@@ -1,12 +1,15 @@
 """How an attempt ended: by its record; where there is none, why."""
 
 import contextlib
+import re
+import shlex
 
 from stability_search.cluster.jobs import Job, Jobs, JobState
 from stability_search.cluster.result import NOT_INSTALLED, AttemptResult, record_name
 from stability_search.errors import InfrastructureError, UsageError
 
 _MAX_WORDS = 300
+_NUMBER = re.compile(r"\.\d+$")  # of a later attempt
 
 
 def read_result(jobs: Jobs, job: Job) -> AttemptResult | None:
@@ -53,7 +56,6 @@ def _way_out(jobs: Jobs, job: Job) -> str:
             "Install the same version on every node, and start Ray in that environment or name "
             "its Python by --python."
         )
-    return (
-        f"`stability-search logs {job.id} --address {jobs.url}` shows what it printed; submit "
-        "again to go on."
-    )
+    name = _NUMBER.sub("", job.id)  # commands take the name, and mean the latest attempt
+    command = f"stability-search logs {name} --address {shlex.quote(jobs.url)}"
+    return f"`{command}` shows what it printed; submit again to go on."

@@ -7,19 +7,31 @@ goes on, and a running study can be fetched again and again.
 
 import concurrent.futures
 import hashlib
+import os
+import secrets
+import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
-from stability_search.cluster.copies import LEDGER, is_there, read_mark, remove_gone, write_mark
+from stability_search.cluster.copies import (
+    is_there,
+    place_in_copy,
+    read_mark,
+    remove_gone,
+    write_mark,
+)
 from stability_search.cluster.jobs import Jobs
+from stability_search.cluster.listing import LEDGER, ListedFile
 from stability_search.cluster.looking import list_files
 from stability_search.cluster.result import record_name
-from stability_search.cluster.snapshot import ListedFile
 from stability_search.cluster.submitting import known_attempt
-from stability_search.errors import InfrastructureError
-from stability_search.files import write_whole
+from stability_search.errors import InfrastructureError, StoppedEarlyError
+from stability_search.files import PART_SUFFIX, cannot_write, put_in_place
 from stability_search.space_directory import make_folder, only_writer
 
 _ROUNDS = 3  # a running study replaces files while they are read
@@ -66,10 +78,12 @@ def fetch(
         UsageError: There is no such study, or something else is in the directory.
         InfrastructureError: The cluster or the study's node does not answer, or what came does
             not match its hash.
-        StoppedEarlyError: The disk is full.
+        StoppedEarlyError: The disk is full, or would be.
     """
     job = known_attempt(jobs, name)
     make_folder(directory)
+    read_mark(directory, name)  # nothing of a folder that is no copy is touched
+    reader = _Reader(jobs=jobs, node_id=job.node_id, name=name, directory=directory)
     with only_writer(directory):
         mark = read_mark(directory, name)
         began, num_new, num_bytes = clock(), 0, 0
@@ -77,8 +91,10 @@ def fetch(
             listing = list_files(jobs, job, name, sleep)
             mark = write_mark(directory, mark, listing)
             missing = [one for one in listing if not is_there(directory, one)]
-            read = _read_all(jobs, job.node_id, name, missing, directory)
-            num_new, num_bytes = num_new + len(read), num_bytes + sum(read)
+            _refuse_without_room(directory, missing)
+            read = reader.read_all(missing)
+            num_new += len(read)
+            num_bytes += sum(one.num_bytes for one in read)
             if len(read) == len(missing):
                 remove_gone(directory, mark, listing)
                 return Fetched(
@@ -95,32 +111,80 @@ def fetch(
     )
 
 
-def _read_all(
-    jobs: Jobs, node_id: str, name: str, files: Sequence[ListedFile], directory: Path
-) -> list[int]:
-    """Read files, several at once; return the sizes of those that match their hash.
+def _refuse_without_room(directory: Path, missing: Sequence[ListedFile]) -> None:
+    needed, free = sum(one.num_bytes for one in missing), shutil.disk_usage(directory).free
+    if needed > free:
+        raise StoppedEarlyError(
+            f"{directory}: {needed / 2**20:,.0f} MiB are to come, but {free / 2**20:,.0f} MiB are "
+            "free there.",
+            hint="Free some space, or choose another directory by --output.",
+        )
 
-    The ledger comes last, and only if all others did: it speaks of them.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Reader:
+    """Reads files of one study into its copy.
+
+    Attributes:
+        jobs: The cluster.
+        node_id: The node that has the files.
+        name: The study's name.
+        directory: The copy.
+        is_over: Set once nothing more shall be read.
     """
-    before = [one for one in files if one.path != LEDGER]
-    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
-        tasks = [pool.submit(_read, jobs, node_id, name, one, directory) for one in before]
+
+    jobs: Jobs
+    node_id: str
+    name: str
+    directory: Path
+    is_over: threading.Event = field(default_factory=threading.Event)
+
+    def read_all(self, files: Sequence[ListedFile]) -> list[ListedFile]:
+        """Read files, several at once; return those that came and match their hash.
+
+        The ledger comes last, and only if all others did: it speaks of them.
+        """
+        before = [one for one in files if one.path != LEDGER]
+        with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+            tasks = [pool.submit(self._read, one) for one in before]
+            try:
+                read = [one for one, task in zip(before, tasks, strict=True) if task.result()]
+            except BaseException:
+                self.is_over.set()  # else Ctrl-C would wait for the last byte
+                raise
+            finally:
+                for task in tasks:
+                    task.cancel()
+        if len(read) == len(before):
+            read += [one for one in files if one.path == LEDGER and self._read(one)]
+        return read
+
+    def _read(self, one: ListedFile) -> bool:
+        """Read one file, and keep it if it matches its hash."""
+        path = place_in_copy(self.directory, one.path)
+        make_folder(path.parent)
+        part = self.directory / f".{secrets.token_hex(8)}{PART_SUFFIX}"
         try:
-            sizes = [done.result() for done in tasks]
+            with part.open("xb") as file:
+                if self._copy(one, file) != one.sha256:
+                    return False
+                file.flush()
+                os.fsync(file.fileno())
+            put_in_place(part, path)
+        except OSError as error:
+            raise cannot_write(path, error) from error
         finally:
-            for task in tasks:
-                task.cancel()
-    if None not in sizes:
-        ledgers = [one for one in files if one.path == LEDGER]
-        sizes += [_read(jobs, node_id, name, one, directory) for one in ledgers]
-    return [size for size in sizes if size is not None]
+            part.unlink(missing_ok=True)
+        return True
 
-
-def _read(jobs: Jobs, node_id: str, name: str, one: ListedFile, directory: Path) -> int | None:
-    content = jobs.read_file(node_id, record_name(name, one.source))[: one.num_bytes]
-    if hashlib.sha256(content).hexdigest() != one.sha256:
-        return None
-    path = directory / one.path
-    make_folder(path.parent)
-    write_whole(path, content)
-    return one.num_bytes
+    def _copy(self, one: ListedFile, file: BinaryIO) -> str:
+        """Copy as many bytes as were listed, or what there is; return their hash."""
+        found, left = hashlib.sha256(), one.num_bytes
+        source = record_name(self.name, one.source)
+        with closing(self.jobs.read_blocks(self.node_id, source)) as blocks:
+            while left and not self.is_over.is_set() and (block := next(blocks, b"")):
+                kept = block[:left]
+                file.write(kept)
+                found.update(kept)
+                left -= len(kept)
+        return found.hexdigest()

@@ -4,17 +4,19 @@ Paths and answers are those of Ray 2.60: `/api/jobs/`, `/api/packages/` and, for
 log folder, `/api/v0/logs/file`, which reads them where they lie and sends them as they are.
 """
 
+import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from stability_search.cluster.connection import Connection, NotThereError
+from stability_search.cluster.connection import LONGEST_S, Connection, NotThereError
 from stability_search.errors import InfrastructureError
 
 NODE_ID_LABEL = "ray.io/node-id"  # every node has it; selects one node
-_FILE_TIMEOUT_S = 600  # Ray's, for one file
+_LOG_FILE = "/api/v0/logs/file"
+_NODE_ID = re.compile(r"[0-9a-zA-Z]{0,100}")  # it stands in requests
 
 
 class JobState(StrEnum):
@@ -43,8 +45,6 @@ class Job:
         node_id: The node that its driver runs or ran on; empty before.
         exit_code: Of its command; None where it has none.
         metadata: What was submitted with it.
-        started_ms: When it was submitted, milliseconds since 1970; None if unknown.
-        ended_ms: When it ended, likewise.
     """
 
     id: str
@@ -53,8 +53,6 @@ class Job:
     node_id: str = ""
     exit_code: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
-    started_ms: int | None = None
-    ended_ms: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +107,10 @@ class Jobs(Protocol):
         """Keep an archive for jobs to come."""
 
     def read_file(self, node_id: str, name: str) -> bytes:
-        """Return a file of a node's log folder."""
+        """Return a small file of a node's log folder."""
+
+    def read_blocks(self, node_id: str, name: str) -> Generator[bytes]:
+        """Return a file of a node's log folder as it comes, however large."""
 
     def has_node(self, node_id: str) -> bool:
         """Say whether a node is alive."""
@@ -191,14 +192,12 @@ class RayJobs:
             self._connection.put(path, data)
 
     def read_file(self, node_id: str, name: str) -> bytes:
-        """Return a file of a node's log folder."""
-        query = {
-            "node_id": node_id,
-            "filename": name,
-            "lines": "-1",
-            "timeout": str(_FILE_TIMEOUT_S),
-        }
-        return self._connection.get("/api/v0/logs/file", query)
+        """Return a small file of a node's log folder."""
+        return self._connection.get(_LOG_FILE, _file_query(node_id, name))
+
+    def read_blocks(self, node_id: str, name: str) -> Generator[bytes]:
+        """Return a file of a node's log folder as it comes, however large."""
+        return self._connection.get_blocks(_LOG_FILE, _file_query(node_id, name))
 
     def has_node(self, node_id: str) -> bool:
         """Say whether a node is alive."""
@@ -211,21 +210,32 @@ class RayJobs:
             raise InfrastructureError(f"{self.url}: the list of nodes cannot be read.") from error
 
 
+def _file_query(node_id: str, name: str) -> Mapping[str, str]:
+    return {
+        "node_id": node_id,
+        "filename": name,
+        "lines": "-1",
+        "timeout": f"{LONGEST_S:.0f}",
+    }
+
+
 def _path(job_id: str) -> str:
     return f"/api/jobs/{urllib.parse.quote(job_id, safe='')}"
 
 
 def _job(job_id: str, answer: Any) -> Job:  # noqa: ANN401 - JSON
     try:
-        return Job(
+        job = Job(
             id=job_id,
             state=JobState(answer["status"]),
             message=str(answer.get("message") or ""),
             node_id=str(answer.get("driver_node_id") or ""),
             exit_code=answer.get("driver_exit_code"),
             metadata={str(k): str(v) for k, v in (answer.get("metadata") or {}).items()},
-            started_ms=answer.get("start_time"),
-            ended_ms=answer.get("end_time"),
         )
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise InfrastructureError(f"job {job_id}: what the cluster says is not clear.") from error
+        is_clear = _NODE_ID.fullmatch(job.node_id) and type(job.exit_code) in {int, type(None)}
+    except (TypeError, KeyError, ValueError, AttributeError):
+        is_clear = False
+    if not is_clear:
+        raise InfrastructureError(f"job {job_id}: what the cluster says is not clear.")
+    return job

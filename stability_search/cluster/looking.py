@@ -1,17 +1,16 @@
 """Short jobs on the node of a study's driver: its files are listed there, or its status told."""
 
-import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from stability_search.cluster.jobs import Job, JobRequest, Jobs
+from stability_search.cluster.listing import ListedFile, read_listing
 from stability_search.cluster.result import NOT_INSTALLED, record_name
 from stability_search.cluster.snapshot import (
     LISTING,
     NO_DIRECTORY,
-    ListedFile,
     SnapshotOrder,
     status_file,
 )
@@ -20,6 +19,7 @@ from stability_search.errors import InfrastructureError, UsageError
 
 _JOB_WAIT_S = 180.0  # until a short job has started and ended
 _POLL_S = 0.5
+_MAX_WORDS = 300  # of what Ray says about an error
 
 Sleep = Callable[[float], None]
 
@@ -39,7 +39,8 @@ def remote_status(jobs: Jobs, name: str, chosen: str, *, sleep: Sleep = time.sle
     """
     job = known_attempt(jobs, name)
     with _snapshot(jobs, job, name, sleep, status_format=chosen) as node_id:
-        return jobs.read_file(node_id, record_name(name, status_file(chosen))).decode()
+        text = jobs.read_file(node_id, record_name(name, status_file(chosen)))
+    return text.decode(errors="replace")
 
 
 def list_files(jobs: Jobs, job: Job, name: str, sleep: Sleep) -> tuple[ListedFile, ...]:
@@ -58,12 +59,11 @@ def list_files(jobs: Jobs, job: Job, name: str, sleep: Sleep) -> tuple[ListedFil
     with _snapshot(jobs, job, name, sleep) as node_id:
         text = jobs.read_file(node_id, record_name(name, LISTING))
     try:
-        listed = [ListedFile.from_json(one) for one in json.loads(text)]
-    except (ValueError, TypeError) as error:
+        return read_listing(text)
+    except ValueError as error:
         raise InfrastructureError(
             f"{name}: the list of its files cannot be used: {error}."
         ) from error
-    return tuple(listed)
 
 
 @contextmanager
@@ -96,7 +96,8 @@ def _snapshot(
             )
         if done.exit_code is None or (done.exit_code and not status_format):
             lines = done.message.strip().splitlines() or ["nothing"]
-            raise InfrastructureError(f"{name}: its files could not be listed: {lines[-1]}")
+            said = lines[-1][:_MAX_WORDS]
+            raise InfrastructureError(f"{name}: its files could not be listed: {said}")
         yield job.node_id
     finally:
         with suppress(InfrastructureError):  # one job more in a list is no harm

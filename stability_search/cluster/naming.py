@@ -12,6 +12,8 @@ from stability_search.errors import UsageError
 from stability_search.space import Space, study_identity
 
 _DIGITS = 10
+_MAX_OWN = 80  # of a study's own name
+_NOT_IN_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\d+$)){0,99}")
 
 
@@ -27,18 +29,23 @@ def run_name(space: Space, parcel: Parcel) -> str:
     """
     task = Parcel(files={k: v for k, v in parcel.files.items() if k != SPACE_FILE})
     content = f"{study_identity(space)}/{task.sha256}"
-    return f"{space.study.name}-{hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]}"
+    own = _NOT_IN_NAME.sub("-", space.study.name).strip("-_.")[:_MAX_OWN] or "study"
+    return f"{own}-{hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]}"
 
 
-def checked_name(name: str) -> str:
+def checked_name(name: str, what: str = "NAME") -> str:
     """Return a name that a user gave.
+
+    Args:
+        name: The name.
+        what: The option or argument that it was given as.
 
     Raises:
         UsageError: It is no plain name, or looks like that of a later attempt.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            "--name: letters, digits, `-`, `_` and `.` are allowed, a letter or digit first, at "
+            f"{what}: letters, digits, `-`, `_` and `.` are allowed, a letter or digit first, at "
             f"most 100, not ending in a dot and digits; but got {name!r}.",
             hint="Try a name like teacher-on-a100.",
         )

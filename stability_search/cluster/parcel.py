@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib.machinery
 import io
+import re
 import sys
 import sysconfig
 import warnings
@@ -18,8 +19,11 @@ from stability_search.space import Space
 from stability_search.space_directory import task_facts, text_beside_task
 
 SPACE_FILE = "space.yaml"
-MAX_MIB = 50  # Ray's dashboard takes 100 MiB, and every node unpacks all of it
+MAX_MIB = 50  # every node unpacks all of it
+_RAYS_MIB = 100  # its dashboard takes no more
+_MAX_NAMED = 5
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the same content is the same archive, whenever it is made
+_SURROGATE = re.compile("[\ud800-\udfff]")  # of a name that is no UTF-8
 _BUILTIN = "stability_search."
 
 
@@ -78,18 +82,25 @@ def make_parcel(
             the present folder first.
 
     Raises:
-        UsageError: The task's file or package is not there, or all of it is too large.
+        UsageError: The task's file or package is not there or cannot be read, or all of it is
+            too large.
     """
+    if not 0 < max_mib <= _RAYS_MIB:
+        raise UsageError(
+            f"--max-upload-mib: more than 0 and at most {_RAYS_MIB} is needed, but got "
+            f"{max_mib:g}: Ray's dashboard takes no more."
+        )
     space_file = {SPACE_FILE: text_beside_task(space).encode()}
     if space.task.file:
         files, notes = _file_of(space)
     elif space.task.module.startswith(_BUILTIN):
         files, notes = {}, ()
     else:
-        files, notes = _package_of(space, search_path or [str(Path.cwd()), *sys.path])
+        paths, notes = _package_of(space, search_path or [str(Path.cwd()), *sys.path])
+        _refuse_too_large({name: _size_of(path) for name, path in paths.items()}, max_mib)
+        files = {name: _content_of(path) for name, path in paths.items()}
     parcel = Parcel(files=space_file | files, notes=notes)
-    if parcel.num_bytes > max_mib * 2**20:
-        raise UsageError(_too_large(parcel, max_mib), hint=_WAYS_OUT)
+    _refuse_too_large({name: len(content) for name, content in parcel.files.items()}, max_mib)
     return parcel
 
 
@@ -99,19 +110,44 @@ _WAYS_OUT = (
 )
 
 
-def _too_large(parcel: Parcel, max_mib: float) -> str:
-    largest = sorted(parcel.files.items(), key=lambda item: -len(item[1]))[:3]
-    names = ", ".join(f"{path} {len(content) / 2**20:.1f} MiB" for path, content in largest)
-    return (
-        f"upload: at most {max_mib:g} MiB may be sent, but it is "
-        f"{parcel.num_bytes / 2**20:.1f} MiB in {len(parcel.files)} files (largest: {names})."
+def _refuse_too_large(sizes: Mapping[str, int], max_mib: float) -> None:
+    total = sum(sizes.values())
+    if total <= max_mib * 2**20:
+        return
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
+    names = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in largest)
+    raise UsageError(
+        f"upload: at most {max_mib:g} MiB may be sent, but it is {total / 2**20:.1f} MiB in "
+        f"{len(sizes)} files (largest: {names}).",
+        hint=_WAYS_OUT,
+    )
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+
+
+def _content_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+
+
+def _cannot_read(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"{path}: it cannot be sent: {error.strerror}.",
+        hint="Name it in .gitignore, or mend that.",
     )
 
 
 def _file_of(space: Space) -> tuple[dict[str, bytes], tuple[str, ...]]:
     name = str(task_facts(space)["task_file"])  # its place beside the space file; it can be read
     path = Path(space.task.file)
-    content = path.read_bytes()
+    content = _content_of(path)
     beside = sorted(_imported_from_beside(content, path))
     notes = tuple(
         f"{path.name} imports {module}, which lies beside it and is not sent: only the task's own "
@@ -139,10 +175,10 @@ def _imported_from_beside(content: bytes, path: Path) -> Iterator[str]:
 
 def _package_of(
     space: Space, search_path: Sequence[str]
-) -> tuple[dict[str, bytes], tuple[str, ...]]:
+) -> tuple[dict[str, Path], tuple[str, ...]]:
     top = space.task.module.partition(".")[0]
-    found = importlib.machinery.PathFinder.find_spec(top, list(search_path))
-    places = [] if found is None else [*(found.submodule_search_locations or ()), found.origin]
+    spec = importlib.machinery.PathFinder.find_spec(top, list(search_path))
+    places = [] if spec is None else [*(spec.submodule_search_locations or ()), spec.origin]
     if not places or places[0] is None:
         raise UsageError(
             f"task: no package {top} for {space.task_name} in this folder or on Python's path.",
@@ -153,9 +189,26 @@ def _package_of(
         note = f"{top} is installed here and not sent: it must be installed on the cluster, too."
         return {}, (note,)
     if place.is_file():
-        return {place.name: place.read_bytes()}, ()
-    paths = {path.relative_to(place.parent).as_posix(): path for path in files_of(place)}
-    return {name: path.read_bytes() for name, path in paths.items()}, ()
+        return {place.name: place}, ()
+    try:
+        found = files_of(place)
+    except OSError as error:
+        raise _cannot_read(Path(error.filename), error) from error
+    paths = {path.relative_to(place.parent).as_posix(): path for path in found.sent}
+    odd = next((name for name in paths if _SURROGATE.search(name)), None)
+    if odd is not None:
+        raise UsageError(f"{odd!r}: a name in UTF-8 is needed of a file that is sent.")
+    return paths, _secret_notes([path.relative_to(place.parent) for path in found.secrets])
+
+
+def _secret_notes(secrets: Sequence[Path]) -> tuple[str, ...]:
+    if not secrets:
+        return ()
+    rest = len(secrets) - _MAX_NAMED
+    names = ", ".join(path.as_posix() for path in secrets[:_MAX_NAMED])
+    more = f" and {rest} more" if rest > 0 else ""
+    what = f"not sent, as names of passwords and keys: {names}{more}"
+    return (f"{what}. What the task needs of it must be called otherwise.",)
 
 
 def _is_installed(path: Path) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 FOLDER = "stability-search"  # in Ray's log folder of the node that the driver ran on
 NOT_INSTALLED = 97  # exit code of a job that found no stability-search to run
+EXIT_CODES = frozenset({0, 1, 2, 3, 4, 5, 6, 130, 143})  # that `run` and `resume` may have
 
 _STANDARD_OUTPUT = Path("/proc/self/fd/1")
 
@@ -40,13 +41,16 @@ class AttemptResult:
         """
         try:
             data: dict[str, Any] = json.loads(text)
+            exit_code = data["exit_code"]
+            if type(exit_code) is not int or exit_code not in EXIT_CODES:
+                raise ValueError("none of our exit codes")
             return cls(
-                exit_code=int(data["exit_code"]),
+                exit_code=exit_code,
                 lines=tuple(str(line) for line in data["lines"]),
                 run_directory=str(data["run_directory"]),
                 problem=str(data["problem"]),
             )
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, RecursionError) as error:
             raise ValueError("no record of an attempt") from error
 
 

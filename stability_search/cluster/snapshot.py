@@ -17,17 +17,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
 
+from stability_search.cluster.listing import RUN_LINK, ListedFile, is_file_of_run, listing_text
 from stability_search.cluster.result import own_log_folder, record_name
 from stability_search.files import PART_SUFFIX, write_whole
 from stability_search.search.run_directory import RunDirectory
 
 LISTING = "listing.json"  # in the study's folder among Ray's logs
-RUN_LINK = "run"  # the same, to the run directory
 NO_DIRECTORY = 98  # exit code: this node has no run directory of that name
 _BUSY_S = 30.0  # the driver's commit is waited for
-_JOURNAL = "-journal"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,44 +47,6 @@ class SnapshotOrder:
         return json.dumps(asdict(self))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ListedFile:
-    """One file of a run directory.
-
-    Attributes:
-        path: Its place in the directory, with slashes.
-        num_bytes: Its size when it was listed; a log may have grown since.
-        sha256: Hash of so many first bytes.
-        source: Where it can be read, seen from the study's folder among Ray's logs.
-    """
-
-    path: str
-    num_bytes: int
-    sha256: str
-    source: str
-
-    @classmethod
-    def from_json(cls, data: Any) -> Self:  # noqa: ANN401 - JSON
-        """Read one entry of a listing.
-
-        Raises:
-            ValueError: It is something else, or its path leads out of the directory.
-        """
-        try:
-            one = cls(
-                path=str(data["path"]),
-                num_bytes=int(data["num_bytes"]),
-                sha256=str(data["sha256"]),
-                source=str(data["source"]),
-            )
-        except (TypeError, KeyError) as error:
-            raise ValueError("no entry of a listing") from error
-        parts = one.path.split("/")
-        if {"", ".", ".."} & set(parts) or "\\" in one.path or "\0" in one.path:
-            raise ValueError(f"a path within the run directory is needed, but got {one.path!r}")
-        return one
-
-
 def status_file(chosen: str) -> str:
     """Return the name of a file with a status in one of its forms."""
     return f"status.{chosen}"
@@ -106,13 +66,13 @@ def take_snapshot(directory: Path, folder: Path) -> None:
     if run.ledger.is_file():  # first: every trial that it knows has its step file by now
         copy = folder / run.ledger.name
         _copy_ledger(run.ledger, copy)
-        found.append(_listed(copy, run.ledger.name, source=copy.name))
+        found.append(_listed(copy, run.ledger.name))
     for path in _files_of(directory):
         name = path.relative_to(directory).as_posix()
-        if path != run.ledger:
+        if path != run.ledger and is_file_of_run(name):
             with contextlib.suppress(FileNotFoundError):  # replaced this very moment
-                found.append(_listed(path, name, source=f"{RUN_LINK}/{name}"))
-    write_whole(folder / LISTING, json.dumps([asdict(one) for one in found]))
+                found.append(_listed(path, name))
+    write_whole(folder / LISTING, listing_text(found))
 
 
 def _put_link(link: Path, target: Path) -> None:
@@ -123,8 +83,7 @@ def _put_link(link: Path, target: Path) -> None:
 
 def _files_of(directory: Path) -> Iterator[Path]:
     for path in sorted(directory.rglob("*")):
-        is_passing = path.name.endswith((PART_SUFFIX, _JOURNAL))
-        if path.is_file() and not path.is_symlink() and not is_passing:
+        if path.is_file() and not path.is_symlink():
             yield path
 
 
@@ -145,14 +104,14 @@ def _copy_ledger(ledger: Path, copy: Path) -> None:
     part.replace(copy)
 
 
-def _listed(path: Path, name: str, *, source: str) -> ListedFile:
+def _listed(path: Path, name: str) -> ListedFile:
     with path.open("rb") as file:
         found = hashlib.sha256()
         num_bytes = 0
         while block := file.read(2**20):
             found.update(block)
             num_bytes += len(block)
-    return ListedFile(path=name, num_bytes=num_bytes, sha256=found.hexdigest(), source=source)
+    return ListedFile(path=name, num_bytes=num_bytes, sha256=found.hexdigest())
 
 
 def _write_status(directory: Path, folder: Path, chosen: str) -> int:

@@ -141,6 +141,12 @@ def run_tune(
         def step(self) -> dict[str, Any]:
             return {"loss": 1.0, "done": self._span.wait()}
 
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """Have nothing to keep; Tune asks at the end of every trial."""
+
+        def load_checkpoint(self, checkpoint: Any) -> None:  # noqa: ANN401 - Tune's
+            """Have nothing to go on from."""
+
     ray.init(address=address, log_to_driver=False, logging_level="error")
     report_s = max(1.0, options.slots / 25)  # as often as ours
     tune.Tuner(

@@ -1,7 +1,7 @@
 """A cluster without Ray: jobs in memory, and a folder on the disk for its node's logs."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from stability_search.errors import InfrastructureError
 
 URL = "http://localhost:8265"
 NODE = "c0ffee"
+BLOCK_BYTES = 1000
 
 
 def start_nothing(_request: JobRequest, _jobs: "FakeJobs") -> None:
@@ -100,6 +101,11 @@ class FakeJobs:
         if node_id not in self.nodes or not path.is_file():
             raise InfrastructureError(f"{self.url}: HTTP 500: a file is not found at: {path}.")
         return path.read_bytes()
+
+    def read_blocks(self, node_id: str, name: str) -> Generator[bytes]:
+        content = self.read_file(node_id, name)
+        for start in range(0, len(content), BLOCK_BYTES):
+            yield content[start : start + BLOCK_BYTES]
 
     def has_node(self, node_id: str) -> bool:
         self._answer()

@@ -37,39 +37,77 @@ def test_a_url_is_taken_without_its_last_slash(text: str, url: str, tmp_path: Pa
 
 @pytest.mark.parametrize(
     "text",
-    ["auto", "10.0.0.1:6379", "localhost:8265", "ray://head:10001", "http://", "http://a:b:c"],
+    [
+        *(
+            "auto",
+            "10.0.0.1:6379",
+            "localhost:8265",
+            "ray://head:10001",
+            "http://",
+            "http://a:b:c",
+        ),
+        *(
+            "http://h:99999",
+            "http://h h",
+            "http://h\n",
+            "http://\u00e9",
+            "http://a..b",
+            "http://a/\u00e9",
+        ),
+        *("http://" + "a" * 64, "http://[::1", "http://h$(id)"),
+    ],
 )
 def test_what_is_no_url_of_a_dashboard_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a URL is needed here, but got"):
         read(text, tmp_path)
 
 
-def test_a_url_with_a_password_is_refused_and_not_repeated(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="without a user or a password") as caught:
-        read("http://me:canary@localhost:8265", tmp_path)
-    assert "canary" not in str(caught.value)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://me:canary@localhost:8265",
+        "http://canary@localhost:8265",
+        "http://me:canary@localhost:port",
+        "http://me:canary@[localhost",
+        "htp://me:canary@localhost",
+        "me:canary@localhost:8265",
+        "http://me:canary@h h",
+        "http://localhost:8265?token=canary",
+        "http://localhost:8265#canary",
+        "localhost:8265?token=canary",
+    ],
+)
+def test_what_may_hold_a_password_is_refused_and_not_repeated(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--address: a URL ") as caught:
+        read(text, tmp_path)
+    assert "canary" not in f"{caught.value} {caught.value.__cause__}"
 
 
-def test_a_url_with_a_query_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"without \? and #"):
-        read("http://localhost:8265?token=x", tmp_path)
+def test_plain_http_to_another_machine_is_refused_with_and_without_a_token(tmp_path: Path) -> None:
+    write_token(tmp_path)  # as Ray leaves one behind, and RAY_AUTH_MODE says nothing
+    for environment in ({}, {"RAY_AUTH_TOKEN": CANARY}, {"RAY_AUTH_MODE": "token"}):
+        with pytest.raises(UsageError, match="plain HTTP to another machine is refused") as caught:
+            read(REMOTE, tmp_path, **environment)
+        assert caught.value.exit_code == 2
+        for way_out in ("ssh -L", "https://", "--insecure"):
+            assert way_out in str(caught.value)
 
 
-def test_plain_http_to_another_machine_needs_a_token_or_insecure(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="plain HTTP to another machine needs a token") as caught:
-        read(REMOTE, tmp_path)
-    assert caught.value.exit_code == 2
-    assert "--insecure" in str(caught.value)
-
-    assert read(REMOTE, tmp_path, insecure=True).is_readable_on_the_way
-    assert read(REMOTE, tmp_path, RAY_AUTH_TOKEN=CANARY).token == CANARY
-    assert not read("https://10.1.2.3", tmp_path).is_readable_on_the_way
-    assert not read("http://localhost:1", tmp_path).is_readable_on_the_way
+def test_what_nobody_can_read_on_the_way_and_what_is_asked_for_is_sent(tmp_path: Path) -> None:
+    write_token(tmp_path)
+    insecure = read(REMOTE, tmp_path, insecure=True)
+    assert (insecure.token, insecure.is_readable_on_the_way) == (CANARY, True)
+    for url in ("https://10.1.2.3", "http://localhost:1", "http://127.0.0.1:1", "http://[::1]:1"):
+        found = read(url, tmp_path)
+        assert (found.token, found.is_readable_on_the_way) == (CANARY, False)
 
 
-@pytest.mark.parametrize("host", ["localhost.example.com", "127.0.0.1.example.com", "1.0.0.127"])
+@pytest.mark.parametrize(
+    "host",
+    ["localhost.example.com", "127.0.0.1.example.com", "1.0.0.127", "ray.localhost", "localhost."],
+)
 def test_what_only_looks_like_this_machine_is_another(host: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="needs a token"):
+    with pytest.raises(UsageError, match="plain HTTP to another machine"):
         read(f"http://{host}:8265", tmp_path)
 
 
@@ -105,7 +143,7 @@ def test_a_token_that_would_break_a_header_is_refused_and_not_repeated(tmp_path:
 
 
 def test_a_token_is_never_shown(tmp_path: Path) -> None:
-    address = read(REMOTE, tmp_path, RAY_AUTH_TOKEN=CANARY)
+    address = read(REMOTE, tmp_path, insecure=True, RAY_AUTH_TOKEN=CANARY)
 
     assert CANARY not in f"{address} {address!r}"
     assert CANARY in address.token  # the twin: it is there

@@ -112,6 +112,14 @@ def test_a_study_that_was_killed_is_a_failure_of_machines(
     assert run_attempt(order(folder), address="a").exit_code == 4
 
 
+def test_an_exit_code_that_is_none_of_ours_is_a_failure_of_machines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXITS", "120")  # Python's own, where it could not write
+
+    assert run_attempt(order(folder), address="a").exit_code == 4
+
+
 def test_a_study_that_was_stopped_gets_its_report_while_there_is_time(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +173,7 @@ def test_a_stopped_job_leaves_its_record(folder: Path, monkeypatch: pytest.Monke
         time.sleep(0.02)
     os.killpg(job.pid, signal.SIGTERM)
 
-    assert job.wait(20) == 143
+    assert job.wait(60) == 143
     record = AttemptResult.from_text((folder / record_name("s.2")).read_bytes())
     assert (record.exit_code, record.lines) == (143, ("Incomplete.",))
     assert "news" in log.read_text()

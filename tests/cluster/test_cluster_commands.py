@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from stability_search.cli import cluster_commands, main
+from stability_search.cluster.address import ClusterAddress
 from stability_search.cluster.jobs import JobRequest, JobState
 from stability_search.cluster.result import AttemptResult
 from tests.cluster.fake_jobs import NODE, URL, FakeJobs
@@ -45,7 +46,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
     (here / "mine.py").write_text("class Mine: ...\n")
     monkeypatch.chdir(here)
     found = FakeJobs(logs=tmp_path / "logs", on_submit=ends(0, JobState.SUCCEEDED))
-    monkeypatch.setattr(cluster_commands, "connect", lambda _url, *, insecure: found)  # noqa: ARG005 - its name is part of the call
+    monkeypatch.setattr(cluster_commands, "connect", lambda _address: found)
     return found
 
 
@@ -207,6 +208,34 @@ def test_a_name_that_the_cluster_does_not_know_is_one_line(
         assert len(err.splitlines()) == 1
 
 
+@pytest.mark.usefixtures("jobs")
+@pytest.mark.parametrize("command", ["logs", "stop", "fetch", "status"])
+@pytest.mark.parametrize("name", ["../x", "/etc", "a b", "x.2", "", "a\x1b[2J"])
+def test_what_is_no_name_is_refused_before_it_is_asked_for(
+    command: str, name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+
+    code, out, err = call(capfd, command, name)
+
+    assert (code, out) == (2, "")
+    assert err.startswith("NAME: letters, digits")
+    assert "\x1b" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("folder", ["runs", "./runs", "../runs"])
+def test_a_folder_that_would_go_with_the_job_is_refused(
+    jobs: FakeJobs, folder: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = submit(capfd, "--remote-output", folder)
+
+    assert code == 2
+    assert "--remote-output: a folder that begins with / or ~ is needed" in err
+    assert jobs.requests == []
+    assert submit(capfd, "--remote-output", "/data/runs")[0] == 0
+
+
 # The real connection
 
 
@@ -221,7 +250,7 @@ def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("url", "code", "message"),
     [
-        ("http://10.255.255.1:8265", 2, "plain HTTP to another machine needs a token"),
+        ("http://10.255.255.1:8265", 2, "plain HTTP to another machine is refused"),
         ("auto", 2, "a URL is needed here"),
         ("http://127.0.0.1:9", 4, "the cluster does not answer"),
     ],
@@ -233,3 +262,53 @@ def test_a_cluster_that_cannot_be_asked_is_one_line(
     err = capfd.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("no_token")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:canary@localhost:8265",
+        "http://me:canary@localhost:port",
+        "htp://me:canary@localhost",
+        "http://localhost:8265?token=canary",
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--no-wait",)])
+def test_a_password_in_an_address_is_never_shown(
+    jobs: FakeJobs, url: str, more: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", "--space", "small.yaml", "--address", url, *more]) == 2
+
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "canary" not in err
+    assert len(err.splitlines()) == 1
+    assert jobs.requests == []
+
+
+@pytest.mark.usefixtures("no_token")
+def test_a_token_goes_over_plain_http_only_if_it_is_asked_for(
+    jobs: FakeJobs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("canary")
+    asked: list[ClusterAddress] = []
+
+    def connect(address: ClusterAddress) -> FakeJobs:
+        asked.append(address)
+        return jobs
+
+    monkeypatch.setattr(cluster_commands, "connect", connect)
+    words = ["submit", "--space", "small.yaml", "--no-wait", "--address", "http://10.1.2.3:8265"]
+
+    assert main(words) == 2
+    assert asked == []
+    assert main([*words, "--insecure"]) == 0
+    assert [address.token for address in asked] == ["canary"]
+    out, err = capfd.readouterr()
+    assert "warning: http://10.1.2.3:8265 is plain HTTP to another machine" in err
+    assert "canary" not in out + err

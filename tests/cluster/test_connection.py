@@ -1,5 +1,6 @@
 """One request to a cluster, and what can go wrong; the cluster is a server of the test's own."""
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,11 +8,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from stability_search.cluster import connection as connecting
 from stability_search.cluster.address import ClusterAddress
 from stability_search.cluster.connection import Connection, NotThereError
 from stability_search.cluster.jobs import Job, JobRequest, JobState, RayJobs
 from stability_search.errors import InfrastructureError, UsageError
 
+DEEP = "[" * 5000  # more than a reader of JSON goes down
 Answer = tuple[int, bytes]
 Heard = list[tuple[str, str, str, bytes]]  # method, path, Authorization, body
 
@@ -53,7 +56,7 @@ def served(answer: Callable[[str, str], Answer]) -> Iterator[tuple[str, Heard]]:
 
 
 def connection(url: str, token: str = "") -> Connection:
-    return Connection(ClusterAddress(url=url, is_loopback=True, token=token), timeout_s=5)
+    return Connection(ClusterAddress(url=url, is_loopback=True, token=token), timeout_s=60)
 
 
 def test_the_token_goes_along_with_every_request() -> None:
@@ -135,16 +138,42 @@ def test_a_cluster_that_is_not_there_is_one_line() -> None:
 
 def test_a_cluster_that_falls_silent_is_given_up() -> None:
     done = threading.Event()
-    with served(lambda *_: (200, b"{}") if done.wait(10) else (500, b"")) as (url, _):
+    with served(lambda *_: (200, b"{}") if done.wait(60) else (500, b"")) as (url, _):
         address = ClusterAddress(url=url, is_loopback=True)
         with pytest.raises(InfrastructureError, match="timed out"):
             Connection(address, timeout_s=0.1).get_json("/a")
         done.set()
 
 
-def test_what_is_no_json_is_no_dashboard() -> None:
+def test_an_answer_that_comes_drop_by_drop_is_given_up() -> None:
+    times = itertools.count(0, 301)
+    with served(lambda *_: (200, b"x" * 10**6)) as (url, _):
+        address = ClusterAddress(url=url, is_loopback=True)
+        slow = Connection(address, timeout_s=5, clock=lambda: next(times))
+        with pytest.raises(InfrastructureError, match="is not whole after 600 s"):
+            slow.get("/a")
+        quick = Connection(address, timeout_s=5, clock=lambda: 0.0)
+        assert len(quick.get("/a")) == 10**6
+
+
+def test_an_answer_that_is_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connecting, "MAX_BYTES", 2**20)
+    with served(lambda *_: (200, b"x" * (2**20 + 1))) as (url, _):
+        with pytest.raises(InfrastructureError, match=r"an answer is larger than 1 MiB"):
+            connection(url).get("/a")
+        assert sum(map(len, connection(url).get_blocks("/a"))) == 2**20 + 1  # not kept: no limit
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b"])
+def test_a_host_that_cannot_be_looked_up_is_one_line(host: str) -> None:
+    with pytest.raises(InfrastructureError, match="the cluster does not answer"):
+        connection(f"http://{host}:1").get_json("/a")
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"", DEEP.encode(), b"\xff"])
+def test_what_is_no_json_is_no_dashboard(body: bytes) -> None:
     with (
-        served(lambda *_: (200, b"<html>")) as (url, _),
+        served(lambda *_: (200, body)) as (url, _),
         pytest.raises(InfrastructureError, match="not JSON"),
     ):
         connection(url).get_json("/a")
@@ -169,8 +198,6 @@ def test_what_ray_says_of_a_job_is_read() -> None:
         node_id="n",
         exit_code=3,
         metadata={"a": "b"},
-        started_ms=1,
-        ended_ms=2,
     )
 
 
@@ -179,9 +206,22 @@ def test_a_job_that_is_not_there_is_none() -> None:
         assert RayJobs(connection(url)).find("x") is None
 
 
-def test_an_answer_that_is_not_clear_is_one_line() -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"status": "LOST"}',
+        b'{"status": []}',
+        b"[]",
+        b'{"status": "FAILED", "driver_node_id": "\\ud800"}',
+        b'{"status": "FAILED", "driver_node_id": "n, m"}',
+        b'{"status": "FAILED", "driver_exit_code": "0"}',
+        b'{"status": "FAILED", "driver_exit_code": 0.5}',
+        b'{"status": "FAILED", "metadata": [1]}',
+    ],
+)
+def test_an_answer_that_is_not_clear_is_one_line(answer: bytes) -> None:
     with (
-        served(lambda *_: (200, b'{"status": "LOST"}')) as (url, _),
+        served(lambda *_: (200, answer)) as (url, _),
         pytest.raises(InfrastructureError, match="not clear"),
     ):
         RayJobs(connection(url)).find("x")

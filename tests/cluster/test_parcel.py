@@ -108,6 +108,109 @@ def test_a_package_is_sent_whole_without_what_gitignore_names(tmp_path: Path) ->
     assert sorted(parcel_of(path).files) == [*sent, "space.yaml"]
 
 
+def write_package(folder: Path, *names: str) -> Path:
+    package = folder / "pack"
+    write_files(package, dict.fromkeys(names, ""))
+    (folder / ".git" / "info").mkdir(parents=True)
+    return package
+
+
+def sent_of(package: Path) -> list[str]:
+    return [path.relative_to(package).as_posix() for path in files_of(package).sent]
+
+
+def test_what_a_checkout_leaves_out_for_itself_is_not_sent(tmp_path: Path) -> None:
+    package = write_package(tmp_path, "a.py", "local.txt", "notes/b.md", "kept.txt")
+    (tmp_path / ".git" / "info" / "exclude").write_text("# mine\nlocal.txt\n/pack/notes/\n*.txt\n")
+    (tmp_path / ".gitignore").write_text("!kept.txt\n")  # has the last word
+
+    assert sent_of(package) == ["a.py", "kept.txt"]
+
+
+def test_a_worktree_has_what_its_repository_leaves_out(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "repository", "x").parent / ".." / "tree" / "pack"
+    package = package.resolve()
+    write_files(package, {"a.py": "", "local.txt": ""})
+    git = tmp_path / "repository" / ".git"
+    write_files(git, {"info/exclude": "local.txt\n", "worktrees/tree/commondir": "../..\n"})
+    (package.parent / ".git").write_text(f"gitdir: {git}/worktrees/tree\n")
+
+    assert sent_of(package) == ["a.py"]
+
+
+SECRETS = (".env", ".env.local", "prod.env", "key.pem", "sub/id_rsa", ".netrc", ".aws/config")
+
+
+def test_files_of_secrets_are_not_sent_and_named(tmp_path: Path) -> None:
+    path = write_space(tmp_path, task="pack.tasks:Mine")
+    write_files(
+        tmp_path / "pack", {"tasks.py": TASK, "environment.py": "", **dict.fromkeys(SECRETS, "x")}
+    )
+
+    parcel = parcel_of(path)
+
+    assert sorted(parcel.files) == ["pack/environment.py", "pack/tasks.py", "space.yaml"]
+    (note,) = parcel.notes
+    assert note.startswith("not sent, as names of passwords and keys: pack/.aws, pack/.env, ")
+    assert " and 2 more" in note
+
+
+def test_a_secret_that_git_ignores_is_not_worth_a_note(tmp_path: Path) -> None:
+    path = write_space(tmp_path, task="pack.tasks:Mine")
+    write_files(tmp_path, {"pack/tasks.py": TASK, "pack/.env": "x", "pack/.gitignore": ".env\n"})
+
+    assert parcel_of(path).notes == ()
+
+
+def test_a_line_that_git_does_not_understand_leaves_out_nothing(tmp_path: Path) -> None:
+    package = write_package(tmp_path, "a.py", "b.log")
+    (tmp_path / ".gitignore").write_bytes(b"!\n[z-a]\na\\\n\xff\n*.log\n")
+
+    assert sent_of(package) == ["a.py"]
+
+
+def test_a_file_that_cannot_be_sent_is_one_line(tmp_path: Path) -> None:
+    path = write_space(tmp_path, task="pack.tasks:Mine")
+    write_files(tmp_path, {"pack/tasks.py": TASK})
+    with open(os.fsencode(tmp_path) + b"/pack/\xff.py", "wb"):  # noqa: PTH123 - no text
+        pass
+
+    with pytest.raises(UsageError, match="a name in UTF-8 is needed"):
+        parcel_of(path)
+
+
+def test_a_file_that_cannot_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_space(tmp_path, task="pack.tasks:Mine")
+    write_files(tmp_path, {"pack/tasks.py": TASK})
+    original = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.parent.name == "pack":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(UsageError, match=r"tasks\.py: it cannot be sent: Permission denied"):
+        parcel_of(path)
+
+
+def test_what_is_too_large_is_not_even_read(tmp_path: Path) -> None:
+    path = write_space(tmp_path, task="pack.tasks:Mine")
+    write_files(tmp_path, {"pack/tasks.py": TASK})
+    os.truncate(tmp_path / "pack" / "tasks.py", 2**40)  # a hole: it would fill any memory
+
+    with pytest.raises(UsageError, match=r"at most 50 MiB .*largest: pack/tasks\.py"):
+        parcel_of(path)
+
+
+@pytest.mark.parametrize("max_mib", [0, -1, 101, float("nan"), float("inf")])
+def test_a_limit_that_is_none_is_refused(tmp_path: Path, max_mib: float) -> None:
+    with pytest.raises(UsageError, match="--max-upload-mib: more than 0 and at most 100"):
+        parcel_of(write_space(tmp_path), max_mib=max_mib)
+
+
 def test_a_package_may_lack_its_init_file(tmp_path: Path) -> None:
     path = write_space(tmp_path, task="pack.tasks:Mine")
     write_files(tmp_path, {"pack/tasks.py": TASK})
@@ -120,11 +223,11 @@ def test_without_a_checkout_no_folder_above_the_package_is_asked(tmp_path: Path)
     package.mkdir()
     (package / "a.py").write_text("")
     (tmp_path / ".gitignore").write_text("*.py\n")
-    assert [path.name for path in files_of(package)] == ["a.py"]
+    assert [path.name for path in files_of(package).sent] == ["a.py"]
 
     (tmp_path / ".git").mkdir()  # the twin
 
-    assert list(files_of(package)) == []
+    assert files_of(package).sent == ()
 
 
 def test_a_module_without_a_package_is_one_file(tmp_path: Path) -> None:
@@ -195,13 +298,21 @@ def test_another_space_or_task_is_another_name_and_a_larger_budget_is_not(
     assert name_of(path) != first
 
 
+@pytest.mark.parametrize("own", ["my study", "\u00fcber", "a" * 100, "_x.", "\u6c49\u5b57"])
+def test_any_name_of_a_study_becomes_one_that_commands_take(tmp_path: Path, own: str) -> None:
+    path = write_space(tmp_path)
+    path.write_text(f"name: {own}\n{SPACE.format(task='./mine.py:Mine').partition(chr(10))[2]}")
+
+    assert checked_name(name_of(path)) == name_of(path)
+
+
 def test_later_attempts_are_numbered() -> None:
     assert [attempt_id("a", number) for number in (1, 2, 12)] == ["a", "a.2", "a.12"]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", "-a", "a b", "a.2", "a" * 101, "a\n"])
 def test_a_name_that_is_no_plain_one_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="--name: letters, digits"):
+    with pytest.raises(UsageError, match="NAME: letters, digits"):
         checked_name(name)
 
 

@@ -12,7 +12,7 @@ from stability_search.cluster.attempt import AttemptOrder
 from stability_search.cluster.endings import read_result, result_of
 from stability_search.cluster.jobs import Job, JobState
 from stability_search.cluster.parcel import Parcel
-from stability_search.cluster.result import NOT_INSTALLED, AttemptResult
+from stability_search.cluster.result import EXIT_CODES, NOT_INSTALLED, AttemptResult
 from stability_search.cluster.stopping import stop
 from stability_search.cluster.submitting import (
     Found,
@@ -25,6 +25,7 @@ from stability_search.cluster.submitting import (
 from stability_search.errors import InfrastructureError, UsageError
 from tests.cluster.fake_jobs import NODE, FakeJobs
 
+DEEP = "[" * 5000  # more than a reader of JSON goes down
 PARCEL = Parcel(files={"space.yaml": b"search: {trials: 3}", "mine.py": b"x"})
 RAISED = Parcel(files={"space.yaml": b"search: {trials: 4}", "mine.py": b"x"})
 
@@ -197,7 +198,31 @@ def test_an_end_is_taken_from_the_record_whatever_ray_says(jobs: FakeJobs) -> No
     assert result == AttemptResult(exit_code=0, lines=("Stable.",), run_directory="/r")
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b'{"exit_code": 0}', b"\xff"])
+RECORD = '{"exit_code": %s, "lines": [], "run_directory": "/r", "problem": ""}'
+
+
+@pytest.mark.parametrize("exit_code", sorted(EXIT_CODES))
+def test_the_twin_a_record_with_an_exit_code_of_ours_is_read(
+    jobs: FakeJobs, exit_code: int
+) -> None:
+    jobs.set("s", JobState.SUCCEEDED, exit_code=0)
+    jobs.files = {"stability-search/s/result.json": (RECORD % exit_code).encode()}
+
+    result = read_result(jobs, jobs.known["s"])
+    assert result is not None
+    assert result.exit_code == exit_code
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"", b"[]", b'{"exit_code": 0}', b"\xff", DEEP.encode()),
+        *(
+            (RECORD % value).encode()
+            for value in ("256", "-256", "7", "0.0", '"0"', "false", "null", "[]", "Infinity")
+        ),
+    ],
+)
 def test_a_record_that_cannot_be_read_is_none(jobs: FakeJobs, text: bytes) -> None:
     jobs.set("s", JobState.SUCCEEDED, exit_code=0)
     jobs.files = {"stability-search/s/result.json": text}
@@ -223,6 +248,14 @@ def test_an_end_without_a_record_is_no_success(jobs: FakeJobs) -> None:
     with pytest.raises(InfrastructureError, match="left no record") as caught:
         result_of(jobs, jobs.known["s"])
     assert caught.value.exit_code == 4
+
+
+def test_the_way_to_the_log_of_a_later_attempt_is_by_the_name(jobs: FakeJobs) -> None:
+    jobs.set("s", JobState.STOPPED)
+    jobs.set("s.12", JobState.FAILED, exit_code=0)
+
+    with pytest.raises(InfrastructureError, match="`stability-search logs s --address http"):
+        result_of(jobs, jobs.known["s.12"])
 
 
 def test_a_cluster_without_the_tool_is_told_how_to_get_it(jobs: FakeJobs) -> None:
