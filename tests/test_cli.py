@@ -40,6 +40,7 @@ task: teacher
 fixed: {learning_rate: 1e-3, batch_size: 2}
 confirm: {seeds: 1}
 """
+AGAIN = "stability-search run --space 'a run/space.yaml'"
 
 
 class TerminatedError(StabilitySearchError):
@@ -177,7 +178,7 @@ def test_json_events_leave_only_json_on_stdout(
 @pytest.mark.parametrize(
     ("kind", "code", "last"),
     [
-        (VerdictKind.NONE, 3, "next: change the space file as the report says, then run it again"),
+        (VerdictKind.NONE, 3, f"next: {AGAIN}  # change it first, as the report says"),
         (VerdictKind.INCOMPLETE, 6, "next: stability-search resume 'a run'"),
     ],
 )

@@ -1,12 +1,17 @@
-"""The command that a reader of a verdict wants next."""
+"""The command that a reader of a verdict wants next, as a terminal shows it."""
 
-import shlex
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stability_search.cli.inert import inert
 from stability_search.cli.printing import short_path
-from stability_search.errors import UserCodeError
-from stability_search.records import Verdict, VerdictKind
+from stability_search.errors import StabilitySearchError, StoppedEarlyError, UserCodeError
+from stability_search.next_command import next_command
+from stability_search.records import Verdict
+
+if TYPE_CHECKING:
+    from stability_search.settings import SearchSettings
 
 
 def next_step(directory: Path, verdict: Verdict | None) -> str:
@@ -16,23 +21,31 @@ def next_step(directory: Path, verdict: Verdict | None) -> str:
         directory: The run directory.
         verdict: How the run ended or stopped; None where it was killed.
     """
-    resume = f"stability-search resume {_quoted(directory)}"
-    if verdict is None:
-        return resume
-    match verdict.kind:
-        case VerdictKind.STABLE:
-            best = _quoted(directory / "best.yaml")
-            return f"stability-search train --space {best} --steps 10000  # your own length"
-        case VerdictKind.NONE:
-            return "change the space file as the report says, then run it again"
-        case VerdictKind.INCOMPLETE if verdict.is_running:
-            return f"stability-search status {_quoted(directory)}"
-        case VerdictKind.INCOMPLETE if verdict.exit_code == UserCodeError.exit_code:
-            return "mend the task, then run again with another --output"
-        case VerdictKind.INCOMPLETE:
-            more = "raise what ended it: --set search.step_budget=... or search.time_budget_s=..."
-            return f"{resume}  # {more}" if "budget" in verdict.reason else resume
+    run = short_path(directory)
+    run = f"./{run}" if run.startswith("~") else run  # a folder of that name
+    code = None if verdict is None else verdict.exit_code
+    return inert(
+        next_command(
+            verdict,
+            run,
+            budgets=_budgets(directory) if code == StoppedEarlyError.exit_code else None,
+            made_by=_made_by(directory) if code == UserCodeError.exit_code else "",
+        )
+    )
 
 
-def _quoted(path: Path) -> str:
-    return inert(shlex.quote(short_path(path)))
+def _budgets(directory: Path) -> "SearchSettings | None":
+    from stability_search import space as spaces
+
+    try:
+        return spaces.load(directory / "space.yaml").study.search
+    except (StabilitySearchError, OSError):
+        return None
+
+
+def _made_by(directory: Path) -> str:
+    try:
+        known = json.loads((directory / "environment.json").read_text(encoding="utf-8"))["command"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+    return known if isinstance(known, str) else ""

@@ -11,8 +11,10 @@ from stability_search.report.alarms import alarm_sentences
 from stability_search.report.context import Row, View
 from stability_search.report.grouping import applying
 from stability_search.report.wording import count, number, outcomes_text, plain, setting_value
+from stability_search.table import STABLE_Q
 
 _MIN_GROUP = 5  # trials a group needs before its share means anything
+_MIN_SIDE = 3  # trials on one side of a learning rate, likewise
 _MIN_CONTRAST = 0.2
 _MAX_GROUPS = 8
 # Factors of the run score, and what a trial lacked whose smallest one it is; of equal ones the
@@ -84,7 +86,10 @@ def what_broke(view: View) -> list[str]:
         return []
     stable = sum(bool(row["is_stable"]) for row in rows)
     share = f"{stable:,} of {count(len(rows), 'search trial')}"
-    sentences = [f"{share} {'was' if stable == 1 else 'were'} stable.{_others_text(rows)}"]
+    nowhere = _nowhere_finite(view)
+    others = "" if nowhere else _others_text(rows)  # how far it came was never measured
+    sentences = [nowhere] if nowhere else []
+    sentences.append(f"{share} {'was' if stable == 1 else 'were'} stable.{others}")
     broken = [row for row in view.results if row["first_bad_step"] is not None]
     modules = Counter(
         (row["first_nonfinite_module"], row["first_nonfinite_phase"]) for row in broken
@@ -105,13 +110,40 @@ def what_broke(view: View) -> list[str]:
         )
     strongest = next(iter(contrasts(view, rows)), None)
     if strongest is not None and strongest.size >= _MIN_CONTRAST:
+        apart = "Apart from learning_rate, s" if "learning_rate" in view.report.varying else "S"
         sentences.append(
-            f"Search trials differed most in {strongest.name}: "
+            f"{apart}earch trials differed most in {strongest.name}: "
             f"{_share(strongest.best, strongest.best_counts)}, "
             f"{_share(strongest.worst, strongest.worst_counts)} (as tried, other settings not "
             "held equal)."
         )
     return sentences
+
+
+def _nowhere_finite(view: View) -> str:
+    """Say that a loss was finite in no trial, so that nothing about training is known; or ""."""
+    rows = [row for row in view.results if row["num_steps"]]
+    num_steps = sum(row["num_steps"] for row in rows)
+    if rows and all(row["num_data_steps"] == row["num_steps"] for row in rows):
+        return (
+            f"In all {count(num_steps, 'step')} of {count(len(rows), 'trial')} the training loss "
+            "was not finite, even with the initial model in fp32."
+        )
+    if rows and all(row["probe_first"] is None for row in rows):
+        return (
+            f"The probe loss was not finite at step 0 in any of {count(len(rows), 'trial')}, so "
+            "nothing says what training did."
+        )
+    return ""
+
+
+def _finite_hint(view: View) -> str:
+    """Say where to look if a loss was finite in no trial; else nothing."""
+    if not _nowhere_finite(view):
+        return ""
+    if any(row["num_judged_steps"] for row in view.results):
+        return "Look at the data of the probe, and at the task's loss: no setting mends them."
+    return "Look at the training data and at the task's loss: no setting mends them."
 
 
 def _others_text(rows: Sequence[Row]) -> str:
@@ -132,27 +164,21 @@ def what_to_widen(view: View) -> str:
     rows = [row for row in view.results if row["stage"] in {"search", "pilot"}]
     rates = sorted(row["learning_rate"] for row in rows if row.get("learning_rate"))
     closest = view.by_id.get(view.verdict.closest or "")
+    too_few = "Run more trials: too few ended to say which setting to widen."
     if not rates:
-        return "Run more trials: too few ended to say which setting to widen."
-    found = _precision_hint(view) or _progress_hint(view, closest)
+        return _finite_hint(view) or too_few
+    found = _finite_hint(view) or _precision_hint(view) or _progress_hint(view, closest)
     if found:
         return found
     if "learning_rate" not in view.report.varying:
         return "Let learning_rate vary: it is the setting that most often decides stability."
     found = _step_hint(rows, rates[0])
     if not found and closest is None:
-        return "Run more trials: too few ended to say which setting to widen."
+        return too_few
     if not found and closest is not None and closest.get("learning_rate"):
-        found = _rate_hint(rows, closest)
-    if found:
-        return found
-    absent = [
-        name
-        for name in ("attention_logit_cap", "clip_norm", "warmup_steps")
-        if name not in view.report.varying
-    ]
-    hint = f", and let {absent[0]} vary" if absent else ", and raise trial.steps"
-    return f"Widen learning_rate downwards{hint}: in these ranges nothing had progress and margin."
+        found = _sides_hint(view, rows, closest)
+    guard = _unused_guard(view)
+    return found or f"Neither end of learning_rate asks for more: run more trials{guard}."
 
 
 def _step_hint(rows: Sequence[Row], low: float) -> str:
@@ -162,6 +188,12 @@ def _step_hint(rows: Sequence[Row], low: float) -> str:
         return f"Widen learning_rate downwards: every trial from {number(low)} on broke."
     if all(not row["progress"] for row in completed):
         if num_broken := len(rows) - len(completed):
+            broken = min(r["learning_rate"] for r in rows if r["outcome"] != Outcome.COMPLETED)
+            if sum(row["learning_rate"] < broken for row in completed) >= _MIN_GROUP:
+                return (
+                    f"Raise trial.steps: below {number(broken)} nothing broke, and nothing had "
+                    "learned anything yet."
+                )
             return (
                 f"Widen learning_rate downwards: from {number(low)} on, {num_broken:,} of "
                 f"{count(len(rows), 'trial')} broke, and none that completed had learned anything."
@@ -199,12 +231,69 @@ def _progress_hint(view: View, closest: Row | None) -> str:
     )
 
 
+def _sides_hint(view: View, rows: Sequence[Row], closest: Row) -> str:
+    """Say what the trials on either side of the stable learning rates ask for, if anything."""
+    rated = [row for row in rows if row.get("learning_rate")]
+    rates = [row["learning_rate"] for row in rated if row["is_stable"]]
+    low, high = min(rates or [closest["learning_rate"]]), max(rates or [closest["learning_rate"]])
+    below = [row for row in rated if row["learning_rate"] < low]
+    above = [row for row in rated if row["learning_rate"] > high]
+    if not rates and _lacks_progress(closest):  # then its own rate was too low
+        below += [row for row in rated if row["learning_rate"] == low]
+    num_weak = sum(_lacks_progress(row) for row in below)
+    num_failed = sum(not row["is_stable"] for row in above)
+    weak = (
+        f"{'below' if rates else 'up to'} {number(low)}, {num_weak:,} of "
+        f"{count(len(below), 'trial')} made too little progress"
+    )
+    failed = (
+        f"above {number(high)}, {num_failed:,} of {count(len(above), 'trial')} were not stable"
+    )
+    match _is_most(num_weak, below), _is_most(num_failed, above):
+        case True, True:
+            near = f"Narrow it to {number(low)} to {number(high)}" if low < high else "Go between"
+            return (
+                f"Widening learning_rate helps at neither end: {weak}; {failed}. {near}, raise "
+                f"trial.steps and confirm.steps{_unused_guard(view)}."
+            )
+        case True, False:
+            return _rate_hint(rated, closest) or f"Raise the lower end of learning_rate: {weak}."
+        case False, True:
+            return _rate_hint(rated, closest) or f"Lower the upper end of learning_rate: {failed}."
+    return _rate_hint(rated, closest)
+
+
+def _is_most(num: int, rows: Sequence[Row]) -> bool:
+    return len(rows) >= _MIN_SIDE and 2 * num > len(rows)
+
+
+def _lacks_progress(row: Row) -> bool:
+    """Say whether too little progress is what kept a trial or configuration from the bar."""
+    factors = [row[name] for name in _LACKED if row[name] is not None]
+    is_broken = row.get("outcome", Outcome.COMPLETED) != Outcome.COMPLETED
+    return bool(factors) and not is_broken and row["progress"] == min(factors) < STABLE_Q
+
+
+def _unused_guard(view: View) -> str:
+    """Name a guard that the space does not vary; empty if it varies all."""
+    names = ("attention_logit_cap", "clip_norm", "warmup_steps")
+    absent = next((name for name in names if name not in view.report.varying), None)
+    return f", or let {absent} vary" if absent else ""
+
+
 def _rate_hint(rows: Sequence[Row], closest: Row) -> str:
     """Say which end of the learning rates asks for more, if one does; else nothing."""
-    rates = [row["learning_rate"] for row in rows if row.get("learning_rate")]
+    rates = [row["learning_rate"] for row in rows]
     rate, low, high = closest["learning_rate"], min(rates), max(rates)
     broke = [row for row in rows if row["outcome"] != Outcome.COMPLETED]
-    if log2(rate / low) <= 1 and closest.get("progress") != 0:
+    below = [row for row in rows if row["learning_rate"] < rate]
+    num_broken = sum(row["learning_rate"] < rate for row in broke)
+    if _is_most(num_broken, below):
+        return (
+            f"Widen learning_rate downwards: {num_broken:,} of {count(len(below), 'trial')} below "
+            f"{number(rate)}, where the closest lies, broke."
+        )
+    if log2(rate / low) <= 1 and not _lacks_progress(closest):
         return f"Widen learning_rate downwards: the closest lies at its lower end ({number(low)})."
     if log2(high / rate) <= 1 and not broke:
         return f"Widen learning_rate upwards: the closest lies at its upper end ({number(high)})."
@@ -213,7 +302,7 @@ def _rate_hint(rows: Sequence[Row], closest: Row) -> str:
 
 def warnings(view: View) -> tuple[str, ...]:
     """Return everything to be said beside the verdict, each sentence once."""
-    found = [*alarm_sentences(view), *view.verdict.warnings]
+    found = [*alarm_sentences(view), *_unread_steps(view), *view.verdict.warnings]
     for horizon in sorted(view.report.yardsticks):
         found += view.report.yardsticks[horizon].warnings
     if _has_schedule(view) and view.study.trial_steps != view.study.confirm.steps:
@@ -244,6 +333,22 @@ def warnings(view: View) -> tuple[str, ...]:
             "own: see the table of trials."
         )
     return tuple(dict.fromkeys(plain(view.private(text)) for text in found))
+
+
+def _unread_steps(view: View) -> list[str]:
+    """Say for how many of the trials that are drawn the step files cannot be read."""
+    lost = view.curves.lost
+    if not lost:
+        return []
+    about = "the choice" if view.verdict.choice else "what came closest"
+    seeds = sum(row["config_id"] == view.headline_id and row["stage"] == "confirm" for row in lost)
+    of_them = f", {count(seeds, 'seed')} of {about} among them" if seeds else ""
+    its = "its file is" if len(lost) == 1 else "their files are"
+    text = (
+        f"The steps of {count(len(lost), 'trial')} could not be read{of_them}: {its} missing or "
+        "damaged, and figures of steps leave them out. The verdict needs no step file."
+    )
+    return [text]
 
 
 def _has_schedule(view: View) -> bool:

@@ -4,15 +4,18 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from math import isclose, log2
 from pathlib import Path
 from typing import Any
 
+from stability_search.privacy import Privacy
 from stability_search.records import Json, StepRecord, Verdict
 from stability_search.report.curves import Curves, read_curves
 from stability_search.settings import EngineSettings, StudySettings
-from stability_search.table import Tables, records
+from stability_search.standing import LADDER_SEEDS
+from stability_search.table import STABLE_Q, Tables, records
 from stability_search.yardstick import Yardstick
 
 Row = Mapping[str, Any]
@@ -20,7 +23,6 @@ Row = Mapping[str, Any]
 _ENGINE_DEFAULTS = EngineSettings(learning_rate=1.0)
 # Words of ours, which a host may be named like; a trial's steps are read by its name.
 _OURS = frozenset({"trial_id", "stage", "config_id", "candidate_id", "outcome", "control_outcome"})
-_MIN_NAME = 4  # shorter host names would be replaced inside ordinary words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -62,6 +64,15 @@ class Report:
     home: str = field(default_factory=lambda: str(Path.home()))
 
 
+class RungState(StrEnum):
+    """What a rung of a ladder showed."""
+
+    HELD = "held"
+    BROKE = "broke"
+    LOST = "lost"  # a seed of it, to a machine or to an error of the task
+    UNTRIED = "untried"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rung:
     """The trials of one learning rate on a ladder.
@@ -69,22 +80,38 @@ class Rung:
     Attributes:
         octave: Doublings from the configuration the ladder is read from.
         learning_rate: Its rate.
-        qs: Run score per seed; None where the end says nothing about stability.
-        outcomes: How each ended.
+        qs: Run score per seed that score and margin count; None where the end says nothing about
+            stability.
+        outcomes: How each of these ended.
+        later: The same of the seeds that the rate had later, as the base of a ladder of its own.
+            They say more of it, but rungs are compared on as many seeds as all of them had.
     """
 
     octave: int
     learning_rate: float
     qs: tuple[float | None, ...]
     outcomes: tuple[str, ...]
+    later: "Rung | None" = None
 
     @property
-    def held(self) -> bool:
-        """True if every seed completed with q >= 1/2."""
-        return bool(self.qs) and all(
-            outcome == "completed" and q is not None and q >= 0.5  # noqa: PLR2004 - the bar
+    def num_lost(self) -> int:
+        """Seeds whose end says nothing about stability."""
+        return self.qs.count(None)
+
+    @property
+    def num_held(self) -> int:
+        """Seeds that completed with q >= 1/2."""
+        return sum(
+            outcome == "completed" and q is not None and q >= STABLE_Q
             for q, outcome in zip(self.qs, self.outcomes, strict=True)
         )
+
+    @property
+    def state(self) -> RungState:
+        """Judged by the seeds that say something; `lost` if those all held and others are lost."""
+        if self.num_held + self.num_lost < len(self.qs):
+            return RungState.BROKE
+        return RungState.LOST if self.num_lost else RungState.HELD
 
 
 class View:
@@ -100,8 +127,9 @@ class View:
         self.study = report.study
         trials = records(report.tables.trials)
         nodes = sorted({row["node"] for row in trials if row["node"]})
-        self._nodes = {node: f"node-{i}" for i, node in enumerate(nodes, start=1)}
-        self._private: dict[str, str] = {}
+        self._privacy = Privacy(
+            home=report.home, aliases={node: f"node-{i}" for i, node in enumerate(nodes, start=1)}
+        )
         self.trials: list[dict[str, Any]] = [
             {
                 k: self.private(v) if k not in _OURS and isinstance(v, str) else v
@@ -114,18 +142,7 @@ class View:
 
     def private(self, text: str) -> str:
         """Return text without the home directory and without host names."""
-        if text not in self._private:  # most texts of a table occur many times
-            self._private[text] = self._without_names(text)
-        return self._private[text]
-
-    def _without_names(self, text: str) -> str:
-        home = self.report.home.rstrip("/")
-        if home:
-            text = text.replace(home, "~")
-        for node, alias in self._nodes.items():
-            if text == node or len(node) >= _MIN_NAME:
-                text = text.replace(node, alias)
-        return text
+        return self._privacy.text(text)
 
     @cached_property
     def results(self) -> list[dict[str, Any]]:
@@ -203,12 +220,21 @@ class View:
         by_octave: dict[int, dict[int, dict[str, Any]]] = {}
         for row in self.ladder(config_id):
             by_octave.setdefault(row["doublings"], {})[row["seed_index"]] = row
-        return [
-            Rung(
-                octave=octave,
-                learning_rate=next(iter(rows.values()))["learning_rate"],
-                qs=tuple(row["q"] for row in rows.values()),
-                outcomes=tuple(row["outcome"] for row in rows.values()),
-            )
-            for octave, rows in sorted(by_octave.items())
-        ]
+        return [_rung(octave, list(rows.values())) for octave, rows in sorted(by_octave.items())]
+
+
+def _rung(octave: int, rows: Sequence[Row]) -> Rung:
+    """Return a rung; above and below the base its first seeds count, at the base all do."""
+    counted = [row for row in rows if octave == 0 or row["seed_index"] < LADDER_SEEDS]
+    later = [row for row in rows if row not in counted]
+
+    def rung(of: Sequence[Row], later: Rung | None = None) -> Rung:
+        return Rung(
+            octave=octave,
+            learning_rate=rows[0]["learning_rate"],
+            qs=tuple(row["q"] for row in of),
+            outcomes=tuple(row["outcome"] for row in of),
+            later=later,
+        )
+
+    return rung(counted, rung(later) if later else None)

@@ -50,11 +50,16 @@ class Curves:
 
     Attributes:
         shown: At most `MAX_CURVES`, the headline's seeds first.
-        num_lost: Trials whose steps could not be read.
+        lost: Trials whose steps could not be read.
     """
 
     shown: tuple[Curve, ...] = ()
-    num_lost: int = 0
+    lost: tuple[Row, ...] = ()
+
+    @property
+    def num_lost(self) -> int:
+        """How many trials are missing for that."""
+        return len(self.lost)
 
 
 def read_curves(
@@ -73,16 +78,17 @@ def read_curves(
     """
     if read_steps is None:
         return Curves()
-    shown, num_lost = [], 0
+    shown: list[Curve] = []
+    lost: list[Row] = []
     for row, why in choose(rows, headline_id):
         try:
             steps = read_steps(row["trial_id"])
         except (UsageError, KeyError):
-            num_lost += 1
+            lost.append(row)
             continue
         if steps:
             shown.append(_curve(row, why, steps))
-    return Curves(shown=tuple(shown), num_lost=num_lost)
+    return Curves(shown=tuple(shown), lost=tuple(lost))
 
 
 def _curve(row: Row, why: str, steps: Sequence[StepRecord]) -> Curve:

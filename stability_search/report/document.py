@@ -109,7 +109,8 @@ def _study(view: View) -> dict[str, Any]:
         "confirm_octaves": study.confirm.octaves,
         "min_margin": study.confirm.min_margin,
         "num_trials": len(view.trials),
-        "command": view.private(report.command),
+        # Of the run: another command may draw the report again.
+        "command": view.private(str(report.environment.get("command") or report.command)),
         "run_directory": view.private(report.run_directory),
         "yardsticks": {
             str(horizon): {

@@ -23,6 +23,10 @@ MAX_ROWS = 300
 MAX_MARKS = 1000
 """Trials that a figure draws one by one; of more it draws so many, evenly chosen."""
 
+_MARGIN = {"l": 58, "r": 14, "t": 8, "b": 46}
+GUIDE_MARGIN = {**_MARGIN, "r": 40}
+"""Margin of a panel with a `guide_label`."""
+
 _MAX_LABEL = 60
 _FEW_ZEROS = -3.5  # lowest rate, as its decadic logarithm, whose axis needs no exponents
 _SHORT_AXIS = 1.3  # decades, up to which an axis of rates has three ticks in each
@@ -250,7 +254,7 @@ def layout(xaxis: Mapping[str, Any], yaxis: Mapping[str, Any], **more: Any) -> S
     return {
         "xaxis": {**_axis(), **xaxis},
         "yaxis": {**_axis(), **yaxis},
-        "margin": {"l": 58, "r": 14, "t": 8, "b": 46},
+        "margin": _MARGIN,
         "paper_bgcolor": "@surface",
         "plot_bgcolor": "@surface",
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "@muted"},
@@ -302,26 +306,27 @@ def line_shape(x: tuple[float, float], y: tuple[float, float], color: str, **mor
     }
 
 
-def guide_label(text: str, y: float, side: str) -> Spec:
-    """Return what stands on a straight line across a panel, at its left or its right end.
+def guide_label(text: str, y: float, anchor: str) -> Spec:
+    """Return what stands beside a straight line across a panel, outside at its right end.
+
+    There it covers no mark. The panel needs `GUIDE_MARGIN` for it.
 
     Args:
-        text: A few words of ours.
+        text: A word of ours.
         y: Where the line lies; on a log axis its decadic logarithm, as plotly has it.
-        side: `left` or `right`.
+        anchor: `bottom` to stand above the height of the line, `top` to stand below it.
     """
     return {
         "xref": "paper",
-        "x": 0.005 if side == "left" else 0.995,
-        "xanchor": side,
+        "x": 1,
+        "xanchor": "left",
+        "xshift": 3,
         "yref": "y",
         "y": y,
-        "yanchor": "bottom",
+        "yanchor": anchor,
         "text": text,
         "showarrow": False,
         "font": {"size": 11, "color": "@ink"},
-        "bgcolor": "@surface",
-        "opacity": 0.85,
     }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeGuard
 
 from stability_search.report.context import Row
 from stability_search.report.wording import number, setting_value
@@ -88,7 +88,7 @@ def value_order(value: Any) -> tuple[int, float, str]:  # noqa: ANN401 - any JSO
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
 
 
-def is_number(value: Any) -> bool:  # noqa: ANN401 - any JSON scalar
+def is_number(value: Any) -> TypeGuard[int | float]:  # noqa: ANN401 - any JSON scalar
     """Return True for a number that is not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -6,7 +6,7 @@ from stability_search.records import VerdictKind
 from stability_search.report.advice import warnings, what_broke, what_to_widen
 from stability_search.report.context import Report, Row, View
 from stability_search.report.control import control_text
-from stability_search.report.parts.verdict_card import compared, targets
+from stability_search.report.parts.verdict_card import compared, left_out_text, targets
 from stability_search.report.snippets import as_yaml
 from stability_search.report.wording import (
     OUTCOME_WORDS,
@@ -15,7 +15,7 @@ from stability_search.report.wording import (
     choice_text,
     headline,
     margin_text,
-    next_command,
+    next_step,
     number,
     outcome_counts,
     plain,
@@ -54,9 +54,9 @@ def summary_of(view: View) -> str:
         lines += _why_not(view, row)
     lines += _confirmed(view)
     lines += _outcomes(view)
-    lines += _warnings(view)
-    lines.append(f"Next: {code(next_command(view))}")
-    return "\n".join(lines[:MAX_LINES]) + "\n"
+    lines += _warnings(view, MAX_LINES - len(lines) - 1)
+    lines.append(f"Next: {code(next_step(view))}")
+    return "\n".join(lines) + "\n"
 
 
 def inert(text: str) -> str:
@@ -133,7 +133,8 @@ def _confirmed(view: View) -> list[str]:
             number(row["probe_last"]),
         ]  # fmt: skip
         lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
-    return [*lines, ""]
+    left_out = left_out_text(view)
+    return [*lines, "", *([f"{left_out}.", ""] if left_out else [])]
 
 
 def _outcomes(view: View) -> list[str]:
@@ -146,9 +147,13 @@ def _outcomes(view: View) -> list[str]:
     return [*lines, inert(control), ""] if control else lines
 
 
-def _warnings(view: View) -> list[str]:
-    found = warnings(view)
-    lines = [f"- {inert(text)}" for text in found[:_MAX_WARNINGS]]
-    if len(found) > _MAX_WARNINGS:
-        lines.append(f"- and {len(found) - _MAX_WARNINGS} more in report.html")
+def _warnings(view: View, room: int) -> list[str]:
+    """Return the warnings within a number of lines; those left out are counted."""
+    found, around = warnings(view), 3  # heading and empty lines
+    limit = min(_MAX_WARNINGS, room - around)
+    if len(found) > limit:
+        limit = min(limit, room - around - 1)
+    lines = [f"- {inert(text)}" for text in found[:limit]]
+    if len(found) > limit:
+        lines.append(f"- and {len(found) - limit} more in report.html")
     return ["Warnings:", "", *lines, ""] if lines else []

@@ -4,7 +4,7 @@ from stability_search.records import VerdictKind
 from stability_search.report.advice import warnings, what_broke, what_to_widen
 from stability_search.report.context import Report, Row, View
 from stability_search.report.control import control_text
-from stability_search.report.parts.verdict_card import compared, targets
+from stability_search.report.parts.verdict_card import compared, left_out_text, targets
 from stability_search.report.wording import (
     bad_steps_text,
     choice_details,
@@ -43,7 +43,7 @@ def verdict_lines(report: Report) -> list[str]:
         lines.append(what_to_widen(view))
     others = [view.by_id[c] for c in compared(view) if c != view.headline_id]
     lines += [f"also {_role(view, other)} {_one_line(view, other)}" for other in others]
-    lines += [text for text in (control_text(view),) if text]
+    lines += [text for text in (left_out_text(view), control_text(view)) if text]
     lines += [f"warning: {text}" for text in warnings(view)]
     return lines
 

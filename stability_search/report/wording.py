@@ -1,13 +1,13 @@
 """Honest words: how a number of the study is said, the same on every page and in the terminal."""
 
 import math
-import shlex
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stability_search.errors import UserCodeError
+from stability_search.next_command import next_command
 from stability_search.records import ChoiceReason, Outcome, VerdictKind
 from stability_search.report.context import Row, View
 
@@ -160,11 +160,14 @@ def headline(view: View) -> str:
 
 
 def progress_text(view: View) -> str:
-    """Return how far an unfinished study came."""
-    done = len({row["index"] for row in view.in_stage("search")})
-    confirmed = len(view.in_stage("confirm"))
+    """Return how far an unfinished study came, in trials that count for something."""
+    confirmed = sum(row["stage"] == "confirm" for row in view.results)
+    confirm = f"{count(confirmed, 'trial')} of confirm"
+    if not view.report.varying:  # nothing to search for
+        return confirm
+    done = len({row["index"] for row in view.results if row["stage"] == "search"})
     text = f"{done:,} of {count(view.study.search.trials, 'trial')}"
-    return f"{text}, {count(confirmed, 'trial')} of confirm" if confirmed else text
+    return f"{text}, {confirm}" if confirmed else text
 
 
 def choice_text(view: View) -> str:
@@ -194,11 +197,18 @@ def choice_details(view: View) -> str:
             f"{count(beside, 'other')} met it too, but {was} confirmed only as possibly the "
             "fastest."
         )
-    if num_spared := len(view.verdict.spared):
-        its, it = ("its", "it") if num_spared == 1 else ("their", "they")
+    begun = {c for c in view.verdict.spared if c in view.by_id and view.ladder(c)}
+    if num_begun := len(begun):
+        its, it = ("its", "it") if num_begun == 1 else ("their", "they")
         parts.append(
-            f"{count(num_spared, 'other candidate')} did not get all seeds: with {its} first ones "
+            f"{count(num_begun, 'other candidate')} did not get all seeds: with {its} first ones "
             f"{it} missed the bar, or could not have scored 2 % more."
+        )
+    if num_untried := len(set(view.verdict.spared) - begun):
+        was = "was" if num_untried == 1 else "were"
+        parts.append(
+            f"{count(num_untried, 'other candidate')} {was} not tried in confirm: no "
+            "configuration could have scored 2 % more than the choice."
         )
     return " ".join(parts)
 
@@ -241,39 +251,15 @@ def outcomes_text(rows: Iterable[Row]) -> str:
     return ", ".join(parts) if parts else "no trial ended"
 
 
-def next_command(view: View) -> str:
+def next_step(view: View) -> str:
     """Return the command that goes on from this verdict."""
-    run = view.private(view.report.run_directory).rstrip("/")
-
-    match view.verdict.kind:
-        case VerdictKind.STABLE:
-            best = _quoted(run + "/best.yaml")
-            return f"stability-search train --space {best} --steps 10000  # your own length"
-        case VerdictKind.NONE:
-            return f"stability-search run --space {_quoted(run + '/space.yaml')}"
-        case VerdictKind.INCOMPLETE if view.verdict.exit_code == UserCodeError.exit_code:
-            return _same_command(view) or (
-                f"stability-search run --space {_quoted(run + '/space.yaml')}"
-            )
-        case VerdictKind.INCOMPLETE if view.verdict.is_running:
-            return f"stability-search report {_quoted(run)}"
-        case VerdictKind.INCOMPLETE:
-            return f"stability-search resume {_quoted(run)}{_more_budget(view)}"
-
-
-def _same_command(view: View) -> str:
-    """Return the command that made the run, without its output; empty where that is unknown."""
     known = view.report.environment.get("command") or view.report.command
-    try:
-        words = shlex.split(plain(view.private(str(known))))
-    except ValueError:  # a quotation that does not end
-        return ""
-    if words[:2] != ["stability-search", "run"]:
-        return ""
-    if "--output" in words:
-        at = words.index("--output")
-        words = words[:at] + words[at + 2 :]
-    return shlex.join(words)
+    return next_command(
+        view.verdict,
+        plain(view.private(view.report.run_directory)),
+        budgets=view.study.search,
+        made_by=plain(view.private(str(known))),
+    )
 
 
 def next_hint(view: View) -> str:
@@ -292,22 +278,9 @@ def next_hint(view: View) -> str:
                 "it was, so start from your own files."
             )
         case VerdictKind.INCOMPLETE if view.verdict.is_running:
-            return "Draws this page again, with what has ended since."
+            return (
+                "Says how far it has come; `stability-search report` draws this page again, with "
+                "what has ended since."
+            )
         case VerdictKind.INCOMPLETE:
             return "Goes on where the study stopped; trials that ended are kept."
-
-
-def _more_budget(view: View) -> str:
-    """Return the option that raises the budget which ended a study, if one did."""
-    search = view.study.search
-    if "budget" not in view.verdict.reason:
-        return ""
-    if search.step_budget is not None:
-        return f" --set search.step_budget={2 * search.step_budget}"
-    return f" --set search.time_budget_s={2 * (search.time_budget_s or 0):g}"
-
-
-def _quoted(path: str) -> str:
-    """Quote a path for a shell, leaving a leading `~/` to be expanded."""
-    text = plain(path)
-    return f"~/{shlex.quote(text[2:])}" if text.startswith("~/") else shlex.quote(text)

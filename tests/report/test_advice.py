@@ -1,17 +1,20 @@
 """Warnings beside the verdict that the tables alone give."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from stability_search.records import Outcome, Stage, TrialRow
+from stability_search.errors import UsageError
+from stability_search.records import Outcome, Stage, StepRecord, TrialRow
 from stability_search.report.advice import contrasts, warnings, what_broke, what_to_widen
 from stability_search.report.context import View
+from stability_search.report.curves import choose
+from stability_search.report.terminal import verdict_lines
 from tests.report.study_reports import report_of
-from tests.study_rows import hopeless_study, stable_study
+from tests.study_rows import StudyCase, hopeless_study, stable_study
 
 
 def test_a_study_whose_every_step_is_the_batch_s_fault_says_so() -> None:
@@ -110,6 +113,94 @@ def test_where_rates_broke_and_none_learned_longer_trials_are_not_the_advice() -
     assert calm == "Raise trial.steps: what completed had not yet learned anything."
 
 
+def test_where_low_rates_held_and_did_not_learn_longer_trials_are_the_advice() -> None:
+    def change(row: TrialRow) -> TrialRow:
+        broke = row.settings["learning_rate"] > 0.05
+        how = Outcome.DIVERGED if broke else Outcome.COMPLETED
+        return broken(how, probe_losses=(33.7,) * 11)(row)
+
+    said = hint(lambda row: row.stage is not Stage.CONFIRM, change)
+    assert said == (
+        "Raise trial.steps: below 0.0545 nothing broke, and nothing had learned anything yet."
+    )
+
+
+def between(low: float, high: float) -> Callable[[TrialRow], TrialRow]:
+    """Let low rates learn nothing, those in the middle train well and high ones diverge."""
+
+    def change(row: TrialRow) -> TrialRow:
+        rate = row.settings["learning_rate"]
+        if rate > high:
+            return broken(Outcome.DIVERGED)(row)
+        start = row.summary.probe_losses[0]
+        losses = (start, *(start if rate < low else start / 40,) * 10)
+        return broken(Outcome.COMPLETED, probe_losses=losses)(row)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "begins", "names"),
+    [
+        (0.005, 0.05, "Widening learning_rate helps at neither end: below ", "trial.steps"),
+        (1e-5, 0.05, "Lower the upper end of learning_rate: above ", "were not stable."),
+        (0.005, 100.0, "Raise the lower end of learning_rate: below ", "too little progress."),
+        (1e-5, 100.0, "Neither end of learning_rate asks for more: ", "run more trials"),
+    ],
+)
+def test_what_to_change_follows_the_side_on_which_trials_failed(
+    low: float, high: float, begins: str, names: str
+) -> None:
+    change = between(low, high)
+
+    def confirm_breaks(row: TrialRow) -> TrialRow:
+        return row if row.stage is Stage.CONFIRM else change(row)
+
+    said = hint(lambda _: True, confirm_breaks)
+    assert said.startswith(begins)
+    assert names in said
+    assert "downwards" not in said
+
+
+@pytest.mark.parametrize("stage", [Stage.PILOT, Stage.SEARCH])
+def test_a_probe_that_is_never_finite_is_said_before_all_else(stage: Stage) -> None:
+    def change(row: TrialRow) -> TrialRow:
+        nothing = (None,) * len(row.summary.probe_losses)
+        return replace(row, summary=replace(row.summary, probe_losses=nothing))
+
+    case = hopeless_study()
+    view = View(report_of(replace(case, rows=tuple(map(change, case.rows)))))
+    first, second, *_ = what_broke(view)
+    num = len(view.results)
+    assert first.startswith(f"The probe loss was not finite at step 0 in any of {num} trials")
+    assert second.endswith(" stable.")
+    assert what_to_widen(view).startswith("Look at the data of the probe")
+    some = tuple(change(row) if row.stage is stage else row for row in case.rows)
+    measured = View(report_of(replace(case, rows=some)))
+    assert "finite at step 0" not in what_broke(measured)[0]
+    assert "Look at" not in what_to_widen(measured)
+
+
+def test_a_loss_that_is_never_finite_is_said_before_all_else() -> None:
+    case = hopeless_study()
+
+    def change(row: TrialRow) -> TrialRow:
+        num = row.summary.num_steps
+        return broken(
+            Outcome.COMPLETED, num_data_steps=num, num_judged_steps=0, num_bad_steps=0,
+            judged_losses=(), judged_steps=(), bad_steps=(),
+        )(row)  # fmt: skip
+
+    rows = tuple(change(row) for row in case.rows)
+    view = View(report_of(replace(case, rows=rows)))
+    assert what_broke(view)[0].endswith(
+        "the training loss was not finite, even with the initial model in fp32."
+    )
+    assert what_to_widen(view).startswith("Look at the training data and at the task's loss")
+    one = View(report_of(replace(case, rows=(*rows[1:], case.rows[0]))))
+    assert "training loss" not in what_broke(one)[0]
+
+
 def test_where_only_the_fp32_pilot_held_another_precision_is_the_advice() -> None:
     def change(row: TrialRow) -> TrialRow:
         if row.stage is Stage.PILOT:
@@ -119,6 +210,34 @@ def test_where_only_the_fp32_pilot_held_another_precision_is_the_advice() -> Non
     said = hint(lambda row: row.stage is not Stage.CONFIRM, change)
     assert said.startswith("Let precision vary: all 24 trials in fp16 broke, while ")
     assert "precision" not in hint(lambda row: row.stage is not Stage.CONFIRM, lambda row: row)
+
+
+def lines_without_steps(case: StudyCase, lost: set[str]) -> list[str]:
+    def read(trial_id: str) -> Sequence[StepRecord]:
+        if trial_id in lost:
+            raise UsageError("damaged", hint="Move it away.")
+        return ()
+
+    return verdict_lines(report_of(case, read_steps=read))
+
+
+def test_step_files_that_cannot_be_read_are_warned_of_beside_the_verdict() -> None:
+    case = stable_study()
+    seeds = View(report_of(case)).seeds_of(case.verdict.choice or "")
+    chosen = choose(View(report_of(case)).results, case.verdict.choice)
+    one = next(row["trial_id"] for row, why in chosen if why == "best")
+    begins = "warning: The steps of "
+    found = lines_without_steps(case, {seeds[0]["trial_id"], seeds[1]["trial_id"], one})
+    (said,) = (line for line in found if line.startswith(begins))
+    assert said == (
+        f"{begins}3 trials could not be read, 2 seeds of the choice among them: their files are "
+        "missing or damaged, and figures of steps leave them out. The verdict needs no step file."
+    )
+    alone = lines_without_steps(case, {one})
+    assert any(
+        line.startswith(f"{begins}1 trial could not be read: its file is") for line in alone
+    )
+    assert not any(line.startswith(begins) for line in lines_without_steps(case, set()))
 
 
 def test_an_odd_batch_is_not_halved() -> None:
@@ -146,3 +265,6 @@ def test_what_broke_names_what_weak_trials_lacked_and_where_it_began() -> None:
     assert "completed with a run score q below 1/2 (" in first
     assert any(one.startswith("Non-finite values were first seen in") for one in others)
     assert not any("caused" in one for one in others)
+    assert any(one.startswith("Apart from learning_rate, search trials") for one in others)
+    held = View(report_of(stable_study(), varying=("precision", "clip_norm")))
+    assert any(one.startswith("Search trials differed most in ") for one in what_broke(held))

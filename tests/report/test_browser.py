@@ -92,12 +92,16 @@ def test_print_is_light_and_opens_every_table(open_page: OpenPage) -> None:
     watched = open_page(page_of(stable_study), scheme="dark")
     dark = watched.page.evaluate(COLOURS)
     assert dark
+    group = "[...document.querySelectorAll('details.snippet')].map((e) => [e.name, e.open])"
+    before = watched.page.evaluate(group)
+    assert len(before) > 1
     watched.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert watched.page.evaluate("document.querySelectorAll('details:not([open])').length") == 0
     assert set(watched.page.evaluate(COLOURS)).isdisjoint(dark)
     watched.page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     assert set(watched.page.evaluate(COLOURS)) == set(dark)
     assert watched.page.evaluate("document.querySelectorAll('details:not([open])').length") > 0
+    assert watched.page.evaluate(group) == before  # of a group one is open, after it too
     check_quiet(watched)
 
 

@@ -65,6 +65,14 @@ def test_the_choice_is_whole() -> None:
     assert document["study"]["run_directory"].startswith("~/")
 
 
+def test_another_command_that_draws_the_report_is_not_the_one_that_made_the_run() -> None:
+    made = {"command": "stability-search run --space /home/someone/a.yaml"}
+    again = report_of(stable_study(), environment=made, command="stability-search report x")
+    assert render_json(again)["study"]["command"] == "stability-search run --space ~/a.yaml"
+    first = report_of(stable_study())
+    assert render_json(first)["study"]["command"] == first.command
+
+
 def test_without_a_choice_best_is_null() -> None:
     document = render_json(report_of(hopeless_study()))
     assert document["best"] is None

@@ -162,8 +162,8 @@ def test_the_card_answers_what_how_far_and_how_sure() -> None:
 
 def test_the_card_of_a_hopeless_study_says_what_broke_and_what_to_change() -> None:
     html = render_html(report_of(hopeless_study()))
-    for words in ("No stable configuration", "What it missed", "What broke the others",
-                  "What to change", "learning_rate downwards", "What came closest"):  # fmt: skip
+    titles = ("What it missed", "What broke the others", "What came closest", "What to change")
+    for words in ("No stable configuration", *titles, "upper end of learning_rate"):
         assert words in html
 
 
@@ -178,7 +178,25 @@ def test_a_host_may_be_named_like_a_word_of_ours(host: str) -> None:
     assert {row["node"] for row in view.trials} == {"node-1"}
 
 
-def two_hundred_trials() -> tuple:
+def test_ten_and_more_numbered_hosts_stay_apart() -> None:
+    """One name begins like another: `worker-1` and `worker-10`."""
+    case = stable_study()
+    rows = tuple(
+        replace(
+            row,
+            node=f"worker-{i % 12}",
+            summary=replace(row.summary, reason=f"lost worker-{i % 12}."),
+        )
+        for i, row in enumerate(case.rows)
+    )
+    view = View(report_of(replace(case, rows=rows)))
+    nodes = {row.node: shown["node"] for row, shown in zip(rows, view.trials, strict=True)}
+    assert sorted(nodes.values()) == sorted(f"node-{i}" for i in range(1, 13))
+    for shown in view.trials:
+        assert shown["reason"] == f"lost {shown['node']}."
+
+
+def two_hundred_trials() -> StudyCase:
     case = stable_study()
     more = [
         replace(row, index=row.index + 48 * k, trial_id=f"{row.trial_id}-{k}")
@@ -191,9 +209,9 @@ def two_hundred_trials() -> tuple:
 def test_two_hundred_trials_stay_under_three_megabytes_and_three_seconds() -> None:
     case = two_hundred_trials()
     assert len(case.rows) == 200
-    started = time.perf_counter()
+    started = time.process_time()  # of this process alone: others may be busy
     html = render_html(report_with_steps(case))
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     assert html.count('class="opens"') == MAX_CURVES
     assert len(html.encode()) <= 3_000_000
     assert took < 6  # twice the promise: machines are noisy

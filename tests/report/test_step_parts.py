@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stability_search.records import Outcome, TrialRow
+from stability_search.records import Outcome, StepLabel, StepRecord, TrialRow
 from stability_search.report.context import View
 from stability_search.report.figures import Section
 from stability_search.report.parts import (
@@ -19,6 +19,7 @@ from stability_search.report.parts import (
     survival,
 )
 from tests.report.study_reports import report_with_steps
+from tests.report.study_steps import reader_of
 from tests.study_rows import StudyCase, empty_study, hopeless_study, stable_study
 
 PARTS = [survival, loss_scale, origins, gradients, attention, guard_ledger]
@@ -118,6 +119,28 @@ def test_calibration_is_no_mark_on_the_rail_and_a_bad_step_is() -> None:
     }
     assert on_rail == bad
     assert searched - bad
+
+
+@pytest.mark.parametrize(
+    ("bad_rate", "texts"),
+    [(0.05, ["0 %", "25 %", "50 %", "75 %"]), (0.4, ["0 %", "25 %", "50 %", "75 %", "100 %"])],
+)
+def test_the_axis_of_bad_steps_has_a_tick_above_the_data(
+    bad_rate: float, texts: list[str]
+) -> None:
+    labels = (StepLabel.OK, StepLabel.BAD, StepLabel.BAD)
+
+    def two_of_three_bad(trial_id: str) -> list[StepRecord]:
+        return [replace(s, label=label) for s, label in zip(read(trial_id), labels, strict=False)]
+
+    case = stable_study()
+    read = reader_of(case)
+    rule = replace(case.study.kill_rule, bad_rate=bad_rate)
+    case = replace(case, study=replace(case.study, kill_rule=rule))
+    view = view_of(case, read_steps=two_of_three_bad)
+    axis = loss_scale.build(view).figures[0].panels[1].spec["layout"]["yaxis"]
+    assert axis["ticktext"] == texts
+    assert axis["range"][1] > axis["tickvals"][-1]
 
 
 def test_the_kill_line_stands_where_the_rule_kills() -> None:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from stability_search.records import Outcome, Stage, TrialRow
-from stability_search.report import render_html
+from stability_search.report import render_html, render_markdown, verdict_lines
 from stability_search.report.context import View
 from stability_search.report.effects import WORTH_NAMING, configurations_of, estimate
 from stability_search.report.figures import rate_axis
@@ -24,6 +26,7 @@ from stability_search.report.parts import (
     survival,
     verdict_card,
 )
+from stability_search.settings import Resources
 from tests.report.study_reports import report_of
 from tests.study_rows import (
     CANDIDATES,
@@ -101,6 +104,41 @@ def test_steps_whose_batch_was_at_fault_are_told_beside_those_that_were_judged()
     assert "faulty" not in note(stable_view())
 
 
+def with_verdict(case: StudyCase, **changed: Any) -> View:  # noqa: ANN401 - any field of it
+    return View(report_of(replace(case, verdict=replace(case.verdict, **changed))))
+
+
+def test_a_choice_that_is_also_the_fastest_is_called_that() -> None:
+    assert "its margin is 2 doublings against" in verdict_card.build(stable_view()).trade
+    view = with_verdict(stable_study(), fastest=stable_study().verdict.choice)
+    said = "The choice is also the fastest configuration that meets the bar."
+    assert verdict_card.build(view).trade == said
+
+
+def test_a_choice_alone_has_its_numbers_too() -> None:
+    """A gate confirms one configuration: the task's metrics stand nowhere else."""
+    case = replace(stable_study(), start_config_ids=())
+    choice = str(case.verdict.choice)
+    view = with_verdict(case, fastest=choice, tied=(), confirmed=(choice,))
+    html = render_html(view.report)
+    assert '<th scope="row">word_error_rate</th>' in html
+    assert "<h2>In numbers</h2>" in html
+    assert "<h2>Beside the others</h2>" not in html
+    assert "<h2>Beside the others</h2>" in render_html(stable_view().report)
+
+
+def test_configurations_without_a_column_are_counted_everywhere() -> None:
+    case = stable_study()
+    searched = dict.fromkeys(r.config_id for r in case.rows if r.stage is Stage.SEARCH)
+    view = with_verdict(case, confirmed=(*case.verdict.confirmed, *list(searched)[:10]))
+    others = set(searched) & set(case.verdict.confirmed)
+    said = f"{7 - len(others)} more stand in configurations.csv"
+    assert said in render_html(view.report)
+    assert said in verdict_lines(view.report)
+    assert f"{said}." in render_markdown(view.report).splitlines()
+    assert "more stand in" not in render_html(stable_view().report)
+
+
 # ------------------------------------------------------------------------- map and rates
 
 
@@ -133,6 +171,40 @@ def test_no_ring_is_spoken_of_where_there_is_none() -> None:
     assert "The ring marks" in stability_map.build(stable_view()).figures[0].note
     unfinished = View(report_of(interrupted_study()))
     assert "The ring marks" not in stability_map.build(unfinished).figures[0].note
+
+
+def test_the_bar_of_the_ring_is_as_long_as_the_margin() -> None:
+    view = stable_view()
+    row = view.by_id[str(view.verdict.choice)]
+    assert row["margin_octaves"] == 3
+    panels = stability_map.build(view).figures[0].panels
+    bars = [
+        trace["x"]
+        for panel in panels
+        for trace in panel.spec["data"]
+        if trace.get("mode") == "lines+markers"
+    ]
+    assert bars == [[row["learning_rate"], 8 * row["learning_rate"]]]
+
+
+def rings(view: View) -> list[tuple[float, float]]:
+    return [
+        (trace["x"][0], trace["y"][0])
+        for panel in stability_map.build(view).figures[0].panels
+        for trace in panel.spec["data"]
+        if trace.get("marker", {}).get("symbol") == "circle-open"
+        and trace["marker"]["color"] == "@ink"
+    ]
+
+
+def test_the_ring_has_a_place_where_only_learning_rate_and_precision_vary() -> None:
+    choice = stable_view().by_id[str(stable_view().verdict.choice)]
+    view = View(report_of(stable_study(), varying=("learning_rate", "precision")))
+    figure = stability_map.build(view).figures[0]
+    assert figure.table.columns[3] == "stage"
+    texts = figure.panels[0].spec["layout"]["yaxis"]["ticktext"]
+    assert rings(view) == [(choice["learning_rate"], float(texts.index("confirm")))]
+    assert "The ring marks" in figure.note
 
 
 @pytest.mark.parametrize(
@@ -291,6 +363,94 @@ def test_trials_that_ran_together_on_a_node_do_not_hide_each_other() -> None:
     assert sorted(heights) == list(range(6))
 
 
+def test_bars_of_one_row_of_the_timeline_do_not_overlap_by_a_part_of_a_second() -> None:
+    def change(row: TrialRow) -> TrialRow:
+        start = f"2026-03-01T09:00:0{row.index}.{row.index}50Z"
+        summary = replace(row.summary, wall_s=1.1)
+        return replace(row, started_at=start, node="one", summary=summary)
+
+    case = replace(interrupted_study(), rows=interrupted_study().rows[:6])
+    figure = outcomes.build(view_of(case, change)).figures[1]
+    bars = sorted(
+        (y, datetime.fromisoformat(base), x)
+        for trace in figure.panels[0].spec["data"]
+        for y, base, x in zip(trace["y"], trace["base"], trace["x"], strict=True)
+    )
+    assert {y for y, _, _ in bars} == {0}
+    for (_, start, length), (_, following, _) in pairwise(bars):
+        assert start + timedelta(milliseconds=length) == following
+
+
+def test_a_run_that_was_resumed_is_not_said_to_have_trained_in_between() -> None:
+    def change(row: TrialRow) -> TrialRow:
+        return replace(row, started_at=f"2026-03-0{1 + 3 * (row.index % 2)}T09:00:00+00:00")
+
+    case = replace(interrupted_study(), rows=interrupted_study().rows[:6])
+    finding = outcomes.build(view_of(case, change)).figures[1].finding
+    assert finding.startswith("From the first start to the last end it took 4,320 minutes, on ")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "words"),
+    [
+        (("one", ""), "on 1 node; 3 trials lost to a machine, 3 of them nobody knows where."),
+        (
+            ("", ""),
+            "on an unknown node; 3 trials lost to a machine, 3 of them nobody knows where.",
+        ),
+        (("one", "two"), "on 2 nodes; 3 trials lost to a machine, 3 of them on node-2."),
+    ],
+)
+def test_a_node_that_nobody_knows_is_neither_counted_nor_named(
+    hosts: tuple[str, str], words: str
+) -> None:
+    def change(row: TrialRow) -> TrialRow:
+        if row.index % 2 == 0:
+            return replace(row, node=hosts[0])
+        summary = replace(row.summary, outcome=Outcome.INFRASTRUCTURE)
+        return replace(row, node=hosts[1], summary=summary)
+
+    case = replace(interrupted_study(), rows=interrupted_study().rows[:6])
+    assert outcomes.build(view_of(case, change)).figures[1].finding.endswith(words)
+
+
+def test_saved_hours_count_every_device_of_a_trial() -> None:
+    def saved(resources: Resources) -> float:
+        case = stable_study()
+        search = replace(case.study.search, resources=resources)
+        only = tuple(row for row in case.rows if row.trial_id != killed.trial_id)
+        study = replace(case.study, search=search)
+        view = View(report_of(replace(case, study=study, rows=(*only, slow))))
+        table = guard_ledger.build(view).figures[0].table
+        at = table.columns.index("device-hours saved")
+        [row] = [row for row in table.rows if row[0] == slow.trial_id]
+        return float(row[at].replace(",", ""))
+
+    killed = next(r for r in stable_study().rows if r.summary.outcome is Outcome.PRUNED)
+    steps = killed.summary.num_planned_steps - 100
+    slow = replace(killed, summary=replace(killed.summary, num_steps=100, train_s=36_000.0))
+    assert saved(Resources(cpu=1)) == pytest.approx(steps * 0.1, rel=5e-3)
+    assert saved(Resources(cpu=4)) == pytest.approx(steps * 0.4, rel=5e-3)
+
+
+@pytest.mark.parametrize("num_saved", [0, 1])
+def test_a_saved_share_is_never_zero_per_cent(num_saved: int) -> None:
+    case = stable_study()
+    ends = {row.trial_id: row.summary.num_planned_steps for row in case.rows}
+    first = next(r.trial_id for r in case.rows if r.summary.outcome is Outcome.PRUNED)
+
+    def change(row: TrialRow) -> TrialRow:
+        if not row.summary.outcome.is_unstable:
+            return row
+        steps = ends[row.trial_id] - (num_saved if row.trial_id == first else 0)
+        return replace(row, summary=replace(row.summary, num_steps=steps))
+
+    finding = guard_ledger.build(view_of(case, change)).figures[0].finding
+    assert ("(less than 0.1 %)" if num_saved else "planned steps and ") in finding
+    assert finding.count("(") == num_saved
+    assert "(0 %)" not in finding
+
+
 def test_a_bar_too_short_for_its_number_has_none() -> None:
     def texts(num_steps: int) -> set[str]:
         report = stable_view().report
@@ -311,3 +471,9 @@ def test_the_appendix_names_the_command_that_made_the_run_and_nothing_twice() ->
     assert dict(facts)["command"] == made["command"]
     assert len(dict(facts)) == len(facts)
     assert "stability-search report x" not in render_html(view.report)
+
+
+def test_the_appendix_names_no_host_however_short_and_nothing_that_is_empty() -> None:
+    made = {"nodes": [{"node": "vm", "cuda": "", "cpu": "Xeon vmx", "gpus": []}]}
+    view = view_of(stable_study(), lambda row: replace(row, node="vm"), environment=made)
+    assert dict(appendix.build(view).facts)["nodes"] == "cpu Xeon vmx, node node-1"

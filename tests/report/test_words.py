@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from stability_search.errors import UserCodeError
-from stability_search.records import ChoiceReason, Outcome, Verdict, VerdictKind
+from stability_search.errors import StoppedEarlyError, UserCodeError
+from stability_search.records import ChoiceReason, Outcome, Stage, Verdict, VerdictKind
 from stability_search.report import render_markdown, verdict_lines
 from stability_search.report.context import View
 from stability_search.report.wording import (
@@ -15,12 +15,13 @@ from stability_search.report.wording import (
     choice_text,
     headline,
     margin_text,
-    next_command,
+    next_step,
     number,
     outcomes_text,
     part,
     percent_at_most,
     plain,
+    progress_text,
     score_text,
     seeds_text,
 )
@@ -34,6 +35,7 @@ from tests.study_rows import (
 )
 
 RUN = "~/reports/teacher-20260301-0900"
+AGAIN = f"stability-search run --space {RUN}/space.yaml"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,39 @@ def test_seeds_are_counted_never_a_percentage() -> None:
 def test_the_horizon_stands_in_the_verdict() -> None:
     assert headline(View(report_of(stable_study()))) == "Stable over 400 steps"
     assert headline(View(report_of(hopeless_study()))) == "No stable configuration"
-    assert headline(View(report_of(interrupted_study()))) == "Not finished: 42 of 48 trials"
+    assert headline(View(report_of(interrupted_study()))) == "Not finished: 40 of 48 trials"
+
+
+def test_trials_that_say_nothing_do_not_count_as_progress() -> None:
+    case = interrupted_study()
+    view = View(report_of(case))
+    assert len({row["index"] for row in view.in_stage("search")}) == 42
+    lost = {Outcome.INFRASTRUCTURE, Outcome.USER_ERROR}
+    confirmed = [r for r in stable_study().rows if r.stage == Stage.CONFIRM][:3]
+    summary = replace(confirmed[0].summary, outcome=Outcome.INFRASTRUCTURE)
+    confirmed[0] = replace(confirmed[0], summary=summary)
+    further = replace(case, rows=(*case.rows, *confirmed))
+    assert sum(view.outcomes[outcome] for outcome in lost) == 2
+    assert progress_text(View(report_of(further))) == "40 of 48 trials, 2 trials of confirm"
+
+
+def test_where_nothing_varies_no_search_is_spoken_of() -> None:
+    rows = tuple(row for row in stable_study().rows if row.stage == Stage.CONFIRM)[:5]
+    view = View(report_of(replace(interrupted_study(), rows=rows), varying=()))
+    assert headline(view) == "Not finished: 5 trials of confirm"
+
+
+@pytest.mark.parametrize(
+    ("code", "more"),
+    [(StoppedEarlyError.exit_code, " --set search.step_budget=10000"), (130, "")],
+)
+def test_a_run_named_like_a_budget_is_not_taken_for_one_that_ran_out(code: int, more: str) -> None:
+    case = interrupted_study()
+    verdict = replace(case.verdict, exit_code=code, reason="Go on with reports/budget-1.")
+    study = replace(case.study, search=replace(case.study.search, step_budget=5000))
+    stopped = replace(case, verdict=verdict, study=study)
+    view = View(report_of(stopped, run_directory="reports/budget-1"))
+    assert next_step(view) == f"stability-search resume reports/budget-1{more}"
 
 
 def test_ties_are_shown_as_ties_and_few_seeds_name_no_winner() -> None:
@@ -125,19 +159,22 @@ def test_ties_are_shown_as_ties_and_few_seeds_name_no_winner() -> None:
             stable_study,
             f"stability-search train --space {RUN}/best.yaml --steps 10000  # your own length",
         ),
-        (hopeless_study, f"stability-search run --space {RUN}/space.yaml"),
+        (
+            hopeless_study,
+            f"{AGAIN}  # change it first, as the report says",
+        ),
         (interrupted_study, f"stability-search resume {RUN}"),
     ],
 )
 def test_the_next_command_follows_the_verdict_and_hides_the_home(
     make: Callable[[], StudyCase], command: str
 ) -> None:
-    assert next_command(View(report_of(make()))) == command
+    assert next_step(View(report_of(make()))) == command
 
 
 def test_a_path_with_a_space_is_quoted_for_the_shell() -> None:
     view = View(report_of(interrupted_study(), run_directory="/data/my runs/a"))
-    assert next_command(view) == "stability-search resume '/data/my runs/a'"
+    assert next_step(view) == "stability-search resume '/data/my runs/a'"
 
 
 def test_the_terminal_says_everything_that_must_stand_beside_a_score() -> None:
@@ -163,12 +200,12 @@ def test_no_stable_configuration_says_what_came_closest_and_what_broke() -> None
     assert "it missed: 0 of 5 seeds reached q >= 1/2" in text
     assert "first seen in fusion.attention" in text
     assert "caused by" not in text
-    assert "learning_rate downwards" in text
+    assert "Lower the upper end of learning_rate: above 0.0265, 19 of 19 trials" in text
 
 
 def test_an_unfinished_study_names_no_winner() -> None:
     text = "\n".join(verdict_lines(report_of(interrupted_study())))
-    assert "42 of 48 trials" in text
+    assert "40 of 48 trials" in text
     assert "choice" not in text
 
 
@@ -193,10 +230,25 @@ def test_the_summary_stays_short_and_whole_with_everything_at_its_longest() -> N
         warnings=tuple(f"Warning {i}." for i in range(30)),
     )
     names = tuple(f"s{i}" for i in range(40))
-    report = report_of(replace(case, verdict=verdict), setting_names=names)
-    lines = render_markdown(report).splitlines()
+    confirmed = tuple(dict.fromkeys(r.config_id for r in case.rows if r.stage == Stage.CONFIRM))
+    pilot = tuple(row.config_id for row in case.rows if row.stage == Stage.PILOT)
+    verdict = replace(verdict, confirmed=(*confirmed, *pilot))
+    study = replace(case.study, targets={f"m{i}": 0.1 for i in range(6)})
+    full = report_of(replace(case, verdict=verdict, study=study), setting_names=names)
+    configurations = full.tables.configurations.assign(score=50.0, ceiling=77.3, num_seeds=5)
+    columns = dict.fromkeys(("num_planned_steps", "num_stable_seeds", "margin_octaves"), 1)
+    configurations = configurations.assign(**columns, margin_is_capped=False, calm=1.0)
+    trials = full.tables.trials.assign(control_q=0.1, control_outcome="completed")
+    tables = replace(full.tables, configurations=configurations, trials=trials)
+    lines = render_markdown(replace(full, tables=tables)).splitlines()
     assert len(lines) <= 60
     assert lines[-1].startswith("Next: ")
+    kept = [line for line in lines if line.startswith("- Warning ")]
+    [rest] = [line for line in lines if line.endswith("more in report.html")]
+    left_out = int(rest.split()[2])
+    assert len(kept) + left_out >= 30
+    assert any("4 more stand in configurations.csv" in line for line in lines)
+    print(len(lines), "lines,", len(kept), "warnings kept")
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -242,10 +294,25 @@ def test_an_only_one_that_others_met_the_bar_beside_is_not_called_the_only_one()
 @pytest.mark.parametrize("num_spared", [1, 2])
 def test_candidates_that_did_not_get_all_seeds_are_counted(num_spared: int) -> None:
     case = stable_study()
-    verdict = replace(case.verdict, spared=tuple(f"c{k}" for k in range(num_spared)))
-    said = choice_details(View(report_of(replace(case, verdict=verdict))))
+    begun = list(case.verdict.confirmed[1:])[:num_spared]
+    verdict = replace(case.verdict, spared=tuple(begun))
+    said = "\n".join(verdict_lines(report_of(replace(case, verdict=verdict))))
     noun = "candidate" if num_spared == 1 else "candidates"
-    assert f"{num_spared} other {noun} did not get all seeds" in said
+    assert f"{num_spared} other {noun} did not get all seeds: with " in said
+    assert "not tried" not in said
+
+
+@pytest.mark.parametrize("num_spared", [1, 2])
+def test_of_candidates_without_a_trial_in_confirm_no_seeds_are_claimed(num_spared: int) -> None:
+    case = stable_study()
+    tried = {row.config_id for row in case.rows if row.stage is Stage.CONFIRM}
+    search = [row.config_id for row in case.rows if row.stage is Stage.SEARCH]
+    spared = [config_id for config_id in search if config_id not in tried][:num_spared]
+    verdict = replace(case.verdict, spared=tuple(spared))
+    said = "\n".join(verdict_lines(report_of(replace(case, verdict=verdict))))
+    was = "candidate was" if num_spared == 1 else "candidates were"
+    assert f"{num_spared} other {was} not tried in confirm: no configuration could have" in said
+    assert "first one" not in said
 
 
 def test_a_tied_set_of_one_is_no_tie() -> None:
@@ -269,7 +336,8 @@ def test_after_an_error_of_the_task_the_own_files_are_run_again() -> None:
             f"stability-search run --space {RUN}/space.yaml",
         ),
     ):
-        assert next_command(View(report_of(failed, command=command))) == again
+        said = next_step(View(report_of(failed, command=command)))
+        assert said == f"{again}  # mend the task first"
 
 
 def test_trials_that_failed_in_the_task_are_counted_as_errors() -> None:

@@ -159,7 +159,8 @@
   function beginPrint() {
     root.dataset.print = "";
     for (const details of document.querySelectorAll("details:not([open])")) {
-      details.removeAttribute("name"); // a group would close its others
+      details.dataset.group = details.name;
+      details.name = ""; // a group would close its others
       details.open = true;
       details.dataset.opened = "";
     }
@@ -170,6 +171,7 @@
     delete root.dataset.print;
     for (const details of document.querySelectorAll("details[data-opened]")) {
       details.open = false;
+      details.name = details.dataset.group;
       delete details.dataset.opened;
     }
     draw();

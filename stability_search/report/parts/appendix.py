@@ -113,7 +113,7 @@ def _listed(view: View) -> list[Row]:
 
 def _facts(view: View) -> tuple[tuple[str, str], ...]:
     report = view.report
-    environment = {name: _flat(value) for name, value in sorted(report.environment.items())}
+    environment = {name: _flat(view, value) for name, value in sorted(report.environment.items())}
     # What made the run stands in its environment; another command may draw the report again.
     own = {
         "task": report.task_name,
@@ -126,12 +126,15 @@ def _facts(view: View) -> tuple[tuple[str, str], ...]:
     return tuple((plain(n), plain(view.private(v))) for n, v in {**own, **more}.items() if v)
 
 
-def _flat(value: Any) -> str:  # noqa: ANN401 - any JSON value
+def _flat(view: View, value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Return a value as a line of text, without what is empty in it."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_flat(inner)}" for name, inner in sorted(value.items()))
+        named = [(name, _flat(view, inner)) for name, inner in sorted(value.items())]
+        return ", ".join(f"{name} {text}" for name, text in named if text)
     if isinstance(value, list | tuple):
-        return ", ".join(_flat(inner) for inner in value)
-    return "" if value is None else str(value)
+        return ", ".join(text for inner in value if (text := _flat(view, inner)))
+    # A host of few letters is known only here, where it stands alone.
+    return "" if value is None else view.private(str(value))
 
 
 def _yardsticks(view: View) -> DataTable:

@@ -19,9 +19,9 @@ from stability_search.report.figures import (
     plot_text,
     scatter,
 )
-from stability_search.report.wording import OUTCOME_WORDS, count, number, plain
+from stability_search.report.wording import OUTCOME_WORDS, count, number, part, plain
+from stability_search.table import STABLE_Q
 
-_BAR = 0.5  # the run score from which a trial is sound
 _HOUR = 3600.0
 _LEAST_LABELLED = 0.04  # of all planned steps, that a bar needs for its number
 _MAX_OPEN = 12  # stops up to which the ledger is open from the start
@@ -132,8 +132,8 @@ def _finding(view: View, kills: Sequence[_Kill]) -> str:
     return (
         f"{count(len(kills), 'trial')} of {len(view.results):,} "
         f"{'was' if len(kills) == 1 else 'were'} stopped for instability, which saved "
-        f"{saved:,} of {count(planned, 'planned step')} "
-        f"({100 * saved / max(1, planned):.0f} %) and {_hours(hours)}."
+        f"{saved:,} of {count(planned, 'planned step')}"
+        f"{f' ({part(saved / planned)})' if saved else ''} and {_hours(hours)}."
     )
 
 
@@ -229,7 +229,7 @@ def _control(view: View, rows: Sequence[Row]) -> Figure:
             {"range": [0, last], "title": {"text": "step of the kill", "standoff": 8}},
             {"range": [-0.06, 1.06], "tickvals": [0, 0.5, 1],
              "title": {"text": "q of the whole run"}},
-            shapes=[line_shape((0, 1), (_BAR, _BAR), "@ink", xref="paper")],
+            shapes=[line_shape((0, 1), (STABLE_Q, STABLE_Q), "@ink", xref="paper")],
         ),
     }  # fmt: skip
     return Figure(
@@ -257,7 +257,7 @@ def _control(view: View, rows: Sequence[Row]) -> Figure:
 
 
 def _was_sound(row: Row) -> bool:
-    return bool(row["control_outcome"] == Outcome.COMPLETED and row["control_q"] >= _BAR)
+    return bool(row["control_outcome"] == Outcome.COMPLETED and row["control_q"] >= STABLE_Q)
 
 
 def _hover(row: Row) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stability_search.report.context import Row, Rung, View
+from stability_search.report.context import Row, Rung, RungState, View
 from stability_search.report.figures import (
     DataTable,
     Figure,
@@ -18,8 +18,8 @@ from stability_search.report.figures import (
     scatter,
 )
 from stability_search.report.wording import count, number, setting_value
+from stability_search.table import STABLE_Q
 
-_BAR = 0.5  # the run score every seed must reach
 _MAX_PANELS = 8
 _MAX_SETTINGS = 6  # that name a ladder
 _MAX_RATES = 6  # rungs of which each has its rate below it
@@ -41,8 +41,8 @@ def build(view: View) -> Section:
         finding=_finding(view, shown),
         panels=tuple(_panel(view, anchor, shown) for anchor in shown),
         legend=marks_in(rows),
-        note=_note(view, shown),
-        table=_table(view, shown),
+        note=_note(view, shown, num_others=len(anchors) - len(shown)),
+        table=_table(view, anchors),
         max_columns=2,
     )
     return replace(_HEAD, figures=(figure,))
@@ -62,7 +62,7 @@ def _anchors(view: View) -> list[str]:
     return list(found.values())
 
 
-def _note(view: View, anchors: Sequence[str]) -> str:
+def _note(view: View, anchors: Sequence[str], *, num_others: int) -> str:
     seeds = {len(rung.qs) for anchor in anchors for rung in view.rungs(anchor)}
     text = (
         "One mark per seed. An upright band is a configuration that got all seeds; the dotted "
@@ -72,6 +72,9 @@ def _note(view: View, anchors: Sequence[str]) -> str:
         text += (
             f" Other rates had {count(min(seeds), 'seed')}: one that held there may break on more."
         )
+    if num_others:
+        verb = "stands" if num_others == 1 else "stand"
+        text += f" {count(num_others, 'more ladder')} {verb} in the table alone."
     return text
 
 
@@ -127,7 +130,10 @@ def _panel(view: View, anchor: str, shown: Sequence[str]) -> Panel:
                 "showgrid": False,
             },
             {"range": [-0.06, 1.06], "tickvals": [0, 0.5, 1], "title": {"text": "run score q"}},
-            shapes=[*_bands(view, anchor), line_shape((0, 1), (_BAR, _BAR), "@ink", xref="paper")],
+            shapes=[
+                *_bands(view, anchor),
+                line_shape((0, 1), (STABLE_Q, STABLE_Q), "@ink", xref="paper"),
+            ],
         ),
     }
     role = role_words(view, anchor)
@@ -195,34 +201,51 @@ def _hover(row: Row) -> str:
 
 
 def first_broken(rungs: Sequence[Rung]) -> Rung | None:
-    """Return the lowest rung above the base on which not every seed held."""
-    return next((rung for rung in rungs if rung.octave > 0 and not rung.held), None)
+    """Return the lowest rung above the base on which some seed did not hold."""
+    return next((r for r in rungs if r.octave > 0 and r.state is RungState.BROKE), None)
 
 
 def _finding(view: View, anchors: Sequence[str]) -> str:
     parts = []
     for anchor in anchors[:3]:
-        rungs = view.rungs(anchor)
-        broken = first_broken(rungs)
         name = role_words(view, anchor) or anchor
-        above = max((rung.octave for rung in rungs), default=0)
-        base = next((rung for rung in rungs if rung.octave == 0), None)
-        if base is not None and not base.held:
-            parts.append(f"{name}: misses the bar at its own rate")
-        elif broken is not None:
-            at = f"{_times(broken.octave)} ({number(broken.learning_rate)})"
-            parts.append(f"{name}: not every seed held at {at}")
-        elif above > 0:
-            seeds = {len(rung.qs) for rung in rungs if rung.octave > 0}
-            each = "each" if len(seeds) == 1 else "or more"
-            parts.append(
-                f"{name}: held at every one of {count(above, 'doubling')}, on "
-                f"{count(min(seeds), 'seed')} {each}"
-            )
-        else:
-            parts.append(f"{name}: no rate above it was tried")
+        parts.append(f"{name}: {_end_of(view.rungs(anchor))}")
     text = "; ".join(parts)
     return f"{text[:1].upper()}{text[1:]}."
+
+
+def _end_of(rungs: Sequence[Rung]) -> str:
+    """Say where a ladder breaks, and where a seed was lost that might have said more."""
+    base = next((rung for rung in rungs if rung.octave == 0), None)
+    if base is not None and base.state is RungState.BROKE:
+        return "misses the bar at its own rate"
+    broken = first_broken(rungs)
+    lost = [r for r in rungs if r.octave >= 0 and r.state is RungState.LOST and r is not broken]
+    at_lost = ", ".join(_times(rung.octave) for rung in lost)
+    but_lost = f", and a seed was lost at {at_lost}" if lost else ""
+    but_lost += _later_end(rungs)
+    if broken is not None:
+        at = f"{_times(broken.octave)} ({number(broken.learning_rate)})"
+        return f"not every seed held at {at}{but_lost}"
+    above = [rung for rung in rungs if rung.octave > 0]
+    if not above:
+        return f"no rate above it was tried{but_lost}"
+    seeds = {len(rung.qs) - rung.num_lost for rung in above}
+    each = "each" if len(seeds) == 1 else "or more"
+    doublings = count(max(rung.octave for rung in above), "doubling")
+    if not min(seeds):
+        return f"nothing broke up to {doublings}{but_lost}"
+    return f"held at every one of {doublings}, on {count(min(seeds), 'seed')} {each}{but_lost}"
+
+
+def _later_end(rungs: Sequence[Rung]) -> str:
+    """Say where a rate above fell on seeds that it had later, as a base, and no rung counts."""
+    broke = [
+        f"{_times(rung.octave)} ({rung.later.num_held} of {len(rung.later.qs)})"
+        for rung in rungs
+        if rung.octave > 0 and rung.later is not None and rung.later.state is RungState.BROKE
+    ]
+    return f", but not every later seed held at {', '.join(broke)}" if broke else ""
 
 
 def _table(view: View, anchors: Sequence[str]) -> DataTable:

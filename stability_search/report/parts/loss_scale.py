@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 
 from stability_search.records import Outcome
 from stability_search.report.context import Row, View
@@ -83,12 +84,12 @@ def _stairs(i: int, curve: Curve) -> Spec:
 def _rate_panel(view: View, shown: Indexed) -> Panel:
     accepted = view.study.kill_rule.bad_rate
     rates = [rate for _, curve in shown for rate in curve.bad_rates if rate is not None]
-    top = max(2 * accepted, 1.05 * max(rates, default=0.0))
+    every, top = _round_top(max([min(1.0, 2 * accepted), *rates]))
     spec: Spec = {
         "data": [line(i, curve, "rate") for i, curve in shown],
         "layout": layout(
             _steps(shown),
-            {"range": [-0.02 * top, top], **_percent_ticks(top),
+            {"range": [-0.02 * top, 1.03 * top], **_percent_ticks(every, top),
              "title": {"text": "bad so far", "standoff": 6}},
             shapes=[line_shape((0, 1), (accepted, accepted), "@ink", xref="paper")],
         ),
@@ -97,10 +98,14 @@ def _rate_panel(view: View, shown: Indexed) -> Panel:
     return Panel(title=title, spec=spec, height=230)
 
 
-def _percent_ticks(top: float) -> Spec:
-    """Return a few round ticks up to a share."""
-    every = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0) if step >= top / 5)
-    ticks = [round(k * every, 2) for k in range(int(top / every) + 1)]
+def _round_top(share: float) -> tuple[float, float]:
+    """Return a round distance of ticks, and the first of these that a share does not pass."""
+    every = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.25, 0.5) if step >= share / 5)
+    return every, every * ceil(round(share / every, 6))
+
+
+def _percent_ticks(every: float, top: float) -> Spec:
+    ticks = [round(k * every, 2) for k in range(round(top / every) + 1)]
     return {"tickvals": ticks, "ticktext": [f"{100 * tick:g} %" for tick in ticks]}
 
 

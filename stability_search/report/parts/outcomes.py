@@ -126,7 +126,7 @@ def _timeline(rows: Sequence[Row]) -> Figure:
             {
                 "type": "bar",
                 "orientation": "h",
-                "base": [start.isoformat(sep=" ", timespec="seconds") for start in starts],
+                "base": [start.isoformat(sep=" ", timespec="milliseconds") for start in starts],
                 "x": [1000 * max(0.0, row["wall_s"] or 0.0) for row in own],
                 "y": [places[id(row)] for row in own],
                 "width": [0.82] * len(own),
@@ -212,10 +212,13 @@ def _timeline_finding(rows: Sequence[Row], nodes: Sequence[str]) -> str:
     took = count(round(seconds), "second")
     if seconds >= 120:  # noqa: PLR2004 - two minutes
         took = f"{number(round(seconds / 60, 1))} minutes"
-    lost = Counter(row["node"] for row in rows if row["outcome"] == Outcome.INFRASTRUCTURE)
-    text = f"The trials took {took} on {count(len(nodes), 'node')}"
+    known = [node for node in nodes if node != _UNKNOWN]
+    where = count(len(known), "node") if known else "an unknown node"
+    text = f"From the first start to the last end it took {took}, on {where}"
+    lost = Counter(r["node"] or _UNKNOWN for r in rows if r["outcome"] == Outcome.INFRASTRUCTURE)
     if not lost:
         return f"{text}; no machine was lost."
-    node, seen = min(lost.items(), key=lambda item: (-item[1], str(item[0])))
+    node, seen = min(lost.items(), key=lambda item: (-item[1], item[0]))
     total = count(sum(lost.values()), "trial")
-    return f"{text}; {total} lost to a machine, {seen} of them on {node}."
+    on = "nobody knows where" if node == _UNKNOWN else f"on {node}"
+    return f"{text}; {total} lost to a machine, {seen} of them {on}."

@@ -9,6 +9,7 @@ from typing import Any
 from stability_search.report.advice import contrasts
 from stability_search.report.context import Row, View
 from stability_search.report.figures import (
+    GUIDE_MARGIN,
     DataTable,
     Figure,
     Panel,
@@ -25,9 +26,10 @@ from stability_search.report.figures import (
     scatter,
     spread_evenly,
 )
-from stability_search.report.wording import number, setting_value
+from stability_search.report.grouping import Group, groups_of, label
+from stability_search.report.wording import count, number
 
-_MAX_SERIES = 5
+_PILOT = "pilot, fp32"
 _LOG_FROM = 20.0  # ratio of losses above which the axis is logarithmic
 _RAIL = "no finite end"
 
@@ -49,24 +51,28 @@ def build(view: View) -> Section:
     cap = statistics.median(starts)
     name = _splitter(view, rows)
     e0 = view.report.yardsticks[view.study.trial_steps].e0
+    series = _series(rows, name)
+    label_of = {row["trial_id"]: label for label, own in series for row in own}
     figure = Figure(
         name="sensitivity",
         finding=_finding(view, rows, cap),
-        panels=(Panel(title="", spec=_spec(rows, cap, e0, name), height=380),),
+        panels=(Panel(title="", spec=_spec(series, len(rows), cap, e0), height=380),),
         legend=marks_in(rows),
         is_legend_plain=True,
-        series=tuple((label, f"series-{i}") for i, (label, _) in enumerate(_series(rows, name))),
+        series=tuple((label, f"series-{i}") for i, (label, _) in enumerate(series)),
         note=(
-            "Each line joins the median of every octave. A loss above its start is drawn at the "
+            "Each line joins the median of every octave; dotted, the loss at the start and E_0, "
+            "above which nothing was learned. A loss above its start is drawn at the "
             "start; a trial without a finite end stands on the rail at the top. Here colour is "
-            "the line's; shape says how a trial ended." + drawn_text(len(rows))
+            f"the line's; shape says how a trial ended.{_left_out(view, rows, series)}"
+            f"{drawn_text(len(rows))}"
         ),
         table=DataTable.of(
             ("trial", "series", "learning rate", "first probe", "last probe", "end"),
             rows,
             lambda row: (
                 row["trial_id"],
-                _label(row, name),
+                label_of.get(row["trial_id"], _label(row, name)),
                 number(row["learning_rate"]),
                 number(row["probe_first"]),
                 number(row["probe_last"]),
@@ -87,19 +93,24 @@ def _splitter(view: View, rows: Sequence[Row]) -> str:
 
 
 def _label(row: Row, name: str) -> str:
-    if row["stage"] == "pilot":
-        return "pilot, fp32"
-    value = row.get(name)
-    return "off" if value is None else setting_value(value)
+    return label(row.get(name))
 
 
-def _series(rows: Sequence[Row], name: str) -> list[tuple[str, list[Row]]]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(_label(row, name), []).append(row)
-    return sorted(groups.items(), key=lambda item: (item[0] != "pilot, fp32", item[0]))[
-        :_MAX_SERIES
-    ]
+def _series(rows: Sequence[Row], name: str) -> list[Group]:
+    """Return what each line joins: the pilot, then the trials by the value of the setting."""
+    pilot = [row for row in rows if row["stage"] == "pilot"]
+    search = [row for row in rows if row["stage"] != "pilot"]
+    return [*([(_PILOT, pilot)] if pilot else []), *groups_of(search, name)]
+
+
+def _left_out(view: View, rows: Sequence[Row], series: Sequence[Group]) -> str:
+    """Say which trials the figure does not show."""
+    text = ""
+    if view.in_stage("confirm"):
+        text += " Trials of confirm are left out: they run longer and at few rates."
+    if num_left := len(rows) - sum(len(own) for _, own in series):
+        text += f" {count(num_left, 'trial')} with rarer values stand in the table alone."
+    return text
 
 
 def _level(row: Row, cap: float) -> float | None:
@@ -109,10 +120,10 @@ def _level(row: Row, cap: float) -> float | None:
     return float(min(row["probe_last"], cap))
 
 
-def _spec(rows: Sequence[Row], cap: float, e0: float | None, name: str) -> Spec:
+def _spec(series: Sequence[Group], num_rows: int, cap: float, e0: float | None) -> Spec:
     data: list[Spec] = []
     levels = []
-    for i, (label, own) in enumerate(_series(rows, name)):
+    for i, (name, own) in enumerate(series):
         drawn = [(row, level) for row in own if (level := _level(row, cap)) is not None]
         levels += [level for _, level in drawn]
         points = _octave_medians(drawn)
@@ -124,17 +135,18 @@ def _spec(rows: Sequence[Row], cap: float, e0: float | None, name: str) -> Spec:
                 "y": [y for _, y in points],
                 "line": {"color": f"@series-{i}", "width": 2, "shape": "linear"},
                 "hoverinfo": "skip",
-                "name": plot_text(label),
+                "name": plot_text(name),
             }
         )
-        marked = [(row, _level(row, cap)) for row in spread_evenly(own, len(rows))]
+        marked = [(row, _level(row, cap)) for row in spread_evenly(own, num_rows)]
         finite = [(row, level) for row, level in marked if level is not None]
         lost = [(row, 0.5 + 0.12 * ((i % 3) - 1)) for row, level in marked if level is None]
         data += _marks(finite, f"@series-{i}", "y") + _marks(lost, f"@series-{i}", "y2")
-    rates = [row["learning_rate"] for row in rows]
+    rates = [row["learning_rate"] for _, own in series for row in own]
     axis, high = _loss_axis(levels, cap, e0)
-    labels = ((cap, "start", "right"), (e0, "E_0: nothing learned", "left"))
-    guides = [(y, text, side) for y, text, side in labels if y is not None and y <= high]
+    # The two may lie on each other: the upper one is named above its line, the lower one below.
+    both = ((cap, "start"), (e0, "E_0"))
+    guides = sorted(((y, text) for y, text in both if y is not None and y <= high), reverse=True)
     is_log = axis["type"] == "log"
     spec_layout = layout(
         rate_axis(rates),
@@ -143,6 +155,7 @@ def _spec(rows: Sequence[Row], cap: float, e0: float | None, name: str) -> Spec:
             "domain": [0, 0.85],
             "title": {"text": "last probe loss", "standoff": 6},
         },
+        margin=GUIDE_MARGIN,
         yaxis2={
             "domain": [0.89, 1],
             "range": [0, 1],
@@ -155,10 +168,11 @@ def _spec(rows: Sequence[Row], cap: float, e0: float | None, name: str) -> Spec:
             "anchor": "x",
         },
         annotations=[
-            guide_label(text, math.log10(y) if is_log else y, side) for y, text, side in guides
+            guide_label(text, math.log10(y) if is_log else y, anchor)
+            for (y, text), anchor in zip(guides, ("bottom", "top"), strict=False)
         ],
         shapes=[
-            *(line_shape((0, 1), (y, y), "@muted", xref="paper") for y, _, _ in guides),
+            *(line_shape((0, 1), (y, y), "@muted", xref="paper") for y, _ in guides),
             {
                 "type": "rect", "xref": "paper", "yref": "paper", "layer": "below",
                 "x0": 0, "x1": 1, "y0": 0.89, "y1": 1, "fillcolor": "@rail", "line": {"width": 0},
@@ -238,10 +252,11 @@ def _octave_medians(drawn: Sequence[tuple[Row, float]]) -> list[tuple[float, flo
 def _finding(view: View, rows: Sequence[Row], cap: float) -> str:
     stable = [row["learning_rate"] for row in rows if row["is_stable"]]
     if not stable:
-        return "No learning rate that was tried gave a stable trial."
+        return "No learning rate of pilot and search gave a stable trial."
     octaves = math.log2(max(stable) / min(stable))
     text = (
-        f"Stable trials span learning rates {number(min(stable))} to {number(max(stable))}, "
+        "Stable trials of pilot and search span learning rates "
+        f"{number(min(stable))} to {number(max(stable))}, "
         f"{octaves:.1f} doublings."
     )
     sensitivity = _sensitivity(view, rows, cap)

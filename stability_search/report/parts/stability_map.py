@@ -25,7 +25,7 @@ from stability_search.report.figures import (
     scatter,
     spread_evenly,
 )
-from stability_search.report.grouping import applying
+from stability_search.report.grouping import applying, is_number, label, value_order
 from stability_search.report.wording import count, number, setting_value
 
 Floats = NDArray[np.float64]
@@ -37,6 +37,7 @@ _ROWS_WIDE = 0.2  # rows: a value that was not tried borrows nothing from its ne
 _PRIOR = 0.25  # of a trial each way: keeps an empty region at one half
 _MIN_WEIGHT = 0.35  # trials near a cell before it is coloured
 _MIN_PANEL = 3  # trials that a panel needs to say anything of a setting
+_STAGE = "stage"  # what stands upright where nothing else varies
 _PANEL_PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -58,7 +59,7 @@ class _Vertical:
         low, high = self.span
         if self.values:
             ticks = [float(i) for i in range(len(self.values))]
-            labels = [_label(value) for value in self.values]
+            labels = [plot_text(label(value)) for value in self.values]
         else:
             ticks = [low + (high - low) * k / 4 for k in range(5)]
             labels = [number(2**tick) for tick in ticks]
@@ -113,10 +114,6 @@ def _precision(view: View, row: Row) -> str:
     return str(view.setting(row, "precision"))
 
 
-def _label(value: Any) -> str:  # noqa: ANN401 - any JSON scalar
-    return "off" if value is None else plot_text(setting_value(value))
-
-
 def _stable_words(rows: Sequence[Row]) -> str:
     return f"{sum(bool(r['is_stable']) for r in rows):,} of {len(rows):,} stable"
 
@@ -130,11 +127,9 @@ def _vertical(view: View, rows: Sequence[Row]) -> _Vertical:
         ranked = [c.name for c in contrasts(view, rows) if c.name in varying]
         names = [n for n in [*ranked, *varying] if n != "init_scale"] or varying
         everywhere = [name for name in names if _varies_everywhere(view, rows, name)]
-        name = next(iter([*everywhere, *names]), "stage")
-    values = sorted({row.get(name) for row in rows}, key=_value_order)
-    numbers = [
-        v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v > 0
-    ]
+        name = next(iter([*everywhere, *names]), _STAGE)
+    values = sorted({row.get(name) for row in rows}, key=value_order)
+    numbers = [value for value in values if is_number(value) and value > 0]
     if len(values) > _MAX_CATEGORIES and len(numbers) >= len(values) - 1:
         return _Vertical(
             name=name, values=(), span=(math.log2(min(numbers)), math.log2(max(numbers)))
@@ -150,13 +145,6 @@ def _varies_everywhere(view: View, rows: Sequence[Row], name: str) -> bool:
     for row in rows:
         found.setdefault(_precision(view, row), []).append(row.get(name))
     return all(len(own) < _MIN_PANEL or len(set(own)) > 1 for own in found.values())
-
-
-def _value_order(value: Any) -> tuple[int, float, str]:  # noqa: ANN401 - any JSON scalar
-    if value is None:
-        return (0, 0.0, "")
-    is_number = isinstance(value, int | float)
-    return (1, float(value), "") if is_number else (2, 0.0, str(value))
 
 
 def _spec(
@@ -185,6 +173,8 @@ def _verdict_marks(view: View, vertical: _Vertical, precision: str) -> list[Spec
     row = view.by_id.get(view.headline_id or "")
     if row is None or _precision(view, row) != precision or not row.get("learning_rate"):
         return []
+    if vertical.name == _STAGE:  # a configuration has none of its own
+        row = {**row, _STAGE: "confirm" if row["num_seeds"] else "search"}
     if vertical.values and row.get(vertical.name) not in vertical.values:
         return []
     rate, y = row["learning_rate"], vertical.place(row)

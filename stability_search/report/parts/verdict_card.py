@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from stability_search.records import VerdictKind
 from stability_search.report import snippets
 from stability_search.report.advice import warnings, what_broke, what_to_widen
-from stability_search.report.context import Row, View
+from stability_search.report.context import Row, Rung, RungState, View
 from stability_search.report.parts.ladders import role_words
 from stability_search.report.wording import (
     MIN_SEEDS_FOR_WINNER,
@@ -15,8 +15,8 @@ from stability_search.report.wording import (
     count,
     headline,
     margin_text,
-    next_command,
     next_hint,
+    next_step,
     number,
     outcomes_text,
     plain,
@@ -67,7 +67,7 @@ class Step:
     Attributes:
         times: `base`, `x2`, ...
         rate: Learning rate.
-        state: `held`, `broke` or `untried`.
+        state: `held`, `broke`, `lost` or `untried`.
         note: What happened there.
     """
 
@@ -84,10 +84,12 @@ class Comparison:
     Attributes:
         headings: Role and id of each column.
         rows: Name and cells of each row; differing settings first.
+        left_out: How many others have no column; empty if none.
     """
 
     headings: tuple[tuple[str, str], ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
+    left_out: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +168,7 @@ def build(view: View) -> Card:
         today=today_text(view),
         widen=what_to_widen(view) if is_none else "",
         warnings=warnings(view),
-        next_command=next_command(view),
+        next_command=next_step(view),
         next_hint=next_hint(view),
     )
 
@@ -264,21 +266,23 @@ def _ladder(view: View, config_id: str) -> tuple[Step, ...]:
     steps = []
     for octave in range(top + 1):
         rung = rungs.get(octave)
-        if rung is None:
-            state, note = "untried", "not run"
-        else:
-            held = sum(q is not None and q >= 0.5 for q in rung.qs)  # noqa: PLR2004 - the bar
-            state = "held" if rung.held else "broke"
-            note = f"{held} of {len(rung.qs)} seeds"
         steps.append(
             Step(
                 times="base" if octave == 0 else f"\u00d7{2**octave}",
                 rate=number(base * 2.0**octave),
-                state=state,
-                note=note,
+                state=RungState.UNTRIED if rung is None else rung.state,
+                note="not run" if rung is None else _rung_note(rung),
             )
         )
     return tuple(steps)
+
+
+def _rung_note(rung: Rung) -> str:
+    judged = len(rung.qs) - rung.num_lost
+    seeds = f"{rung.num_held} of {count(judged, 'seed')}" if judged else ""
+    lost = f"{rung.num_lost} lost" if rung.num_lost else ""
+    later = f"then {rung.later.num_held} of {len(rung.later.qs)}" if rung.later else ""
+    return ", ".join(text for text in (seeds, lost, later) if text)
 
 
 def _snippets(view: View, config_id: str) -> tuple[tuple[str, str], ...]:
@@ -293,11 +297,20 @@ def _snippets(view: View, config_id: str) -> tuple[tuple[str, str], ...]:
 
 def compared(view: View) -> list[str]:
     """Return the configurations that stand side by side: choice, fastest, today's, runners-up."""
+    return _worth_comparing(view)[:_MAX_COMPARED]
+
+
+def left_out_text(view: View) -> str:
+    """Say how many others there would be to compare; empty if none."""
+    left_out = len(_worth_comparing(view)) - _MAX_COMPARED
+    return f"{left_out:,} more stand in configurations.csv" if left_out > 0 else ""
+
+
+def _worth_comparing(view: View) -> list[str]:
     verdict = view.verdict
     wanted = [verdict.choice, verdict.closest, verdict.fastest, *view.report.start_config_ids[:1],
               *verdict.tied, *verdict.confirmed]  # fmt: skip
-    present = [c for c in dict.fromkeys(wanted) if c is not None and c in view.by_id]
-    return present[:_MAX_COMPARED]
+    return [c for c in dict.fromkeys(wanted) if c is not None and c in view.by_id]
 
 
 def _comparison(view: View) -> Comparison | None:
@@ -329,7 +342,7 @@ def _comparison(view: View) -> Comparison | None:
     body.append(("last probe loss", tuple(number(row["probe_last"]) for row in rows)))
     body += [(name, tuple(_metric_cell(view, c, name) for c in ids)) for name in view.metric_names]
     headings = tuple((role_words(view, c) or "also confirmed", c) for c in ids)
-    return Comparison(headings=headings, rows=tuple(body))
+    return Comparison(headings=headings, rows=tuple(body), left_out=left_out_text(view))
 
 
 def _trade(view: View) -> str:

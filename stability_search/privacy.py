@@ -1,0 +1,48 @@
+"""What must not be read in anything that leaves the machine: home directories and host names."""
+
+import re
+from collections.abc import Mapping
+
+_BEFORE_PATH = r"(?<![\w.~-])"
+_AFTER_PATH = r"(?![\w-]|\.\w)"  # a full stop may end a sentence
+_MIN_NAME = 4  # shorter host names would be replaced inside ordinary texts
+
+
+class Privacy:
+    """Replaces the home directory and host names, and remembers: texts occur many times.
+
+    Args:
+        home: Home directory, shown as `~`; empty or `/` where there is none.
+        aliases: What each host is called instead. A name of under four characters is replaced
+            only where it is the whole text.
+
+    Example:
+        >>> privacy = Privacy(home="/root", aliases={"worker-1": "node-1", "worker-10": "node-2"})
+        >>> privacy.text("worker-10: /root/a and /rootfs/b, not worker-1.")
+        'node-2: ~/a and /rootfs/b, not node-1.'
+    """
+
+    def __init__(self, *, home: str, aliases: Mapping[str, str]) -> None:
+        self._aliases = dict(aliases)
+        self._known: dict[str, str] = {}
+        home = home.rstrip("/")
+        names = sorted((n for n in aliases if len(n) >= _MIN_NAME), key=lambda n: (-len(n), n))
+        # In one pass: the alias of one host may be, or hold, the name of another.
+        self._home = re.compile(f"{_BEFORE_PATH}{re.escape(home)}{_AFTER_PATH}") if home else None
+        alternatives = "|".join(map(re.escape, names))
+        self._hosts = re.compile(rf"(?<![^\W_])(?:{alternatives})(?![^\W_])") if names else None
+
+    def text(self, text: str) -> str:
+        """Return a text without them."""
+        if text not in self._known:
+            self._known[text] = self._without(text)
+        return self._known[text]
+
+    def _without(self, text: str) -> str:
+        if text in self._aliases:
+            return self._aliases[text]
+        if self._home is not None:
+            text = self._home.sub("~", text)
+        if self._hosts is not None:
+            text = self._hosts.sub(lambda found: self._aliases[found[0]], text)
+        return text
