@@ -61,7 +61,8 @@ control_outcome | string | | How that run ended; null if the trial is not one of
 control_q | Float64 | [0, 1] | Run score of that run as a whole; null likewise, or where its end
     says nothing about stability.
 control_num_steps | Int64 | steps | Attempted steps of that run, those before the kill included.
-started_at | string | UTC, ISO 8601 | When the trial started.
+started_at | string | UTC, ISO 8601 | When the trial started, by the study's clock: when it
+    heard of that, or `wall_s` before it heard of the end, whichever is earlier.
 node | string | | Host that ran it.
 fingerprint | string | | Short hash of what can change its numbers there: versions, CPU, GPU, the
     task's files; `environment.json` says what it stands for.
@@ -126,7 +127,7 @@ error_place | string | | `file:line` that raised it.
 warnings | string | | What a reader of the row must know, sentences separated by a space.
 peak_memory_mib | Float64 | MiB | Largest resident (CPU) or allocated (GPU) memory seen.
 train_s | Float64 | s | Time spent in training steps.
-wall_s | Float64 | s | Time from the trial's start to its end.
+wall_s | Float64 | s | Time from the trial's start to its end, by the clock of its worker.
 """
 
 _CONFIGURATIONS = """

@@ -94,10 +94,17 @@ class _Record:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Build the record again from what `to_json` returned.
 
+        A later version may have written more; what is not known here is left out.
+
         Raises:
-            TypeError: A key is missing or unknown.
+            TypeError: A key is missing.
         """
-        return cls(**data)
+        return cls(**cls._known(data))
+
+    @classmethod
+    def _known(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        names = {spec.name for spec in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return {name: value for name, value in data.items() if name in names}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +175,7 @@ class StepRecord(_Record):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Build the record again from what `to_json` returned."""
-        return cls(**{**data, "label": StepLabel(data["label"])})
+        return cls(**{**cls._known(data), "label": StepLabel(data["label"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,8 +210,9 @@ class ControlEnd(_Record):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Build the end again from what `to_json` returned."""
-        tuples = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
-        return cls(**{**data, **tuples, "outcome": Outcome(data["outcome"])})
+        known = cls._known(data)
+        tuples = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        return cls(**{**known, **tuples, "outcome": Outcome(data["outcome"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -355,7 +363,7 @@ class TrialSummary(_Record):
         control = data.get("control")  # earlier versions wrote none
         return cls(
             **{
-                **data,
+                **cls._known(data),
                 **tuples,
                 "probe_batch_losses": rows,
                 "outcome": Outcome(data["outcome"]),
@@ -422,10 +430,9 @@ class TrialRow(_Record):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Build the row again from what `to_json` returned."""
-        kept = {name: value for name, value in data.items() if name != "is_control"}
-        return cls(  # earlier versions wrote `is_control`, always false
+        return cls(
             **{
-                **kept,
+                **cls._known(data),
                 "stage": Stage(data["stage"]),
                 "summary": TrialSummary.from_json(data["summary"]),
             }
@@ -495,7 +502,7 @@ class Verdict(_Record):
         reason = data["choice_reason"]
         return cls(
             **{
-                **data,
+                **cls._known(data),
                 **tuples,
                 "kind": VerdictKind(data["kind"]),
                 "choice_reason": None if reason is None else ChoiceReason(reason),

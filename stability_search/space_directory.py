@@ -1,4 +1,4 @@
-"""A directory that keeps a space file and a copy of its task's file, with one writer at a time."""
+"""A directory that keeps a space file and its task's files, with one writer at a time."""
 
 import contextlib
 import difflib
@@ -6,17 +6,22 @@ import fcntl
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
 from stability_search.errors import LockedError, UsageError
 from stability_search.files import cannot_write, remove_parts, write_whole
+from stability_search.neighbours import with_neighbours
 from stability_search.records import Json
 from stability_search.space import Space
 
 DEFAULT_PARENT = Path("reports")
 _MAX_DIFFERENCE_LINES = 40
+_MAX_COPIED_BYTES = 50 * 2**20  # of a task's files; of more the modules alone
+_NUM_LOCK_TRIES = 20  # `status` holds the lock, too, for as long as it takes to ask for it
+_LOCK_PAUSE_S = 0.01
 
 
 def default_path(name: str, now: datetime) -> Path:
@@ -71,13 +76,7 @@ def only_writer(path: Path, *folders: Path) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"{path}: no run directory: {error.strerror}.") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockedError(
-                f"{path}: locked run: another process is writing to it.",
-                hint="Wait until it ends, or stop it.",
-            ) from error
+        _lock(path, descriptor)
         for folder in (path, *folders):
             with contextlib.suppress(OSError):  # a read-only directory is named when it matters
                 remove_parts(folder)
@@ -86,17 +85,35 @@ def only_writer(path: Path, *folders: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _lock(path: Path, descriptor: int) -> None:
+    """Take the writer's lock; somebody who only asks whether it is held lets go at once."""
+    for num_left in reversed(range(_NUM_LOCK_TRIES)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if num_left == 0:
+                raise LockedError(
+                    f"{path}: locked run: another process is writing to it.",
+                    hint="Wait until it ends, or stop it.",
+                ) from error
+            time.sleep(_LOCK_PAUSE_S)
+        else:
+            return
+
+
 def task_facts(space: Space) -> dict[str, Json]:
     """Return what must be kept of a task to refuse a changed one later.
 
     Raises:
-        UsageError: The task's file cannot be read.
+        UsageError: The task's file, or a module beside it that it imports, cannot be read.
     """
+    modules = {name: path for name, path in _beside_task(space).items() if path.suffix == ".py"}
     return {
         "original_folder": str(space.folder),
         "original_task_file": space.task.file,
         "task_file": _name_beside_space(space),
         "task_sha256": task_sha256(Path(space.task.file)) if space.task.file else "",
+        "task_modules": {name: task_sha256(path) for name, path in modules.items()},
     }
 
 
@@ -109,14 +126,17 @@ def task_sha256(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise UsageError(f"{path}: the task's file cannot be read: {error.strerror}.") from error
+        raise UsageError(
+            f"{path}: the task's file cannot be read: {error.strerror}.",
+            hint="Put it back as it was.",
+        ) from error
 
 
 def refuse_changed_task(path: Path, facts: Mapping[str, Json]) -> None:
     """Refuse to go on with another task than was begun with.
 
     Both the copy beside the space file and, where it still exists, the file it was copied from
-    must be as they were.
+    must be as they were; and so must the modules that it imports from beside it.
 
     Args:
         path: The directory.
@@ -128,9 +148,15 @@ def refuse_changed_task(path: Path, facts: Mapping[str, Json]) -> None:
     if not facts["task_sha256"]:
         return
     copy, original = path / str(facts["task_file"]), Path(str(facts["original_task_file"]))
-    is_copy_intact = task_sha256(copy) == facts["task_sha256"]
-    has_original = original.is_file()
-    if is_copy_intact and (not has_original or task_sha256(original) == facts["task_sha256"]):
+    _refuse_changed_file(copy, original, facts["task_sha256"])
+    modules = facts.get("task_modules")  # earlier versions kept none
+    for name, sha256 in modules.items() if isinstance(modules, dict) else ():
+        _refuse_changed_file(copy.parent / name, original.parent / name, sha256)
+
+
+def _refuse_changed_file(copy: Path, original: Path, sha256: Json) -> None:
+    is_copy_intact = task_sha256(copy) == sha256
+    if is_copy_intact and (not original.is_file() or task_sha256(original) == sha256):
         return
     changed = original if is_copy_intact else copy
     raise UsageError(
@@ -150,7 +176,10 @@ def text_beside_task(space: Space) -> str:
 
 
 def copy_task_file(path: Path, space: Space) -> None:
-    """Copy a task's file into a directory; a built-in task has none.
+    """Copy a task's file, and what it imports from beside it, into a directory.
+
+    A built-in task has none. The data of a package is left where it is if all of it would be
+    more than 50 MiB: a run directory is no place for data sets.
 
     Raises:
         StoppedEarlyError: It cannot be copied.
@@ -158,12 +187,32 @@ def copy_task_file(path: Path, space: Space) -> None:
     if not space.task.file:
         return
     copy = path / _name_beside_space(space)
+    _copy(Path(space.task.file), copy)
+    for name, source in _of_bearable_size(_beside_task(space)).items():
+        _copy(source, copy.parent / name)
+
+
+def _copy(source: Path, copy: Path) -> None:
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        content = Path(space.task.file).read_bytes()
+        content = source.read_bytes()
     except OSError as error:
         raise cannot_write(copy, error) from error
     write_whole(copy, content)
+
+
+def _beside_task(space: Space) -> dict[str, Path]:
+    """Return what a task's file imports from beside it, by the path there."""
+    file = Path(space.task.file)
+    if not space.task.file:
+        return {}
+    return {name: path for name, path in with_neighbours(file).items() if path != file}
+
+
+def _of_bearable_size(files: Mapping[str, Path]) -> Mapping[str, Path]:
+    if sum(path.stat().st_size for path in files.values()) <= _MAX_COPIED_BYTES:
+        return files
+    return {name: path for name, path in files.items() if path.suffix == ".py"}
 
 
 def text_difference(before: str, after: str, *, name_before: str, name_after: str) -> str:

@@ -1,5 +1,6 @@
 """What every test is held to: it leaves the process and the checkout as it found them."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,13 @@ from hypothesis import settings
 # Read by torch when it is imported: more threads than cores make small tests ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A busy machine is no failure: pytest's time-out is the net for what hangs.
-settings.register_profile("unhurried", deadline=None)
+# Modules and tests live to the end: looking through them for garbage, again and again while they
+# are collected and while tests run, was a quarter of the whole suite's time.
+gc.disable()
+
+# A busy machine is no failure: pytest's time-out is the net for what hangs. The same examples in
+# every run: what fails can be looked at again, and what passes does not fail elsewhere.
+settings.register_profile("unhurried", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("unhurried")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # pytest names the running test here; Ray and torch set the others on import, once.
 _VARIABLES_OF_TOOLS = ("PYTEST_", "RAY_", "KMP_", "TORCH", "GRPC_", "HYPOTHESIS_")
 _FOLDERS_OF_TOOLS = {"__pycache__", "build", "dist"}
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

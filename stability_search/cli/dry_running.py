@@ -45,7 +45,11 @@ def print_dry_run(space: "Space", *, output: Path | None, address: str | None) -
     )
     message_sink().write(f"timing {_NUM_TIMED} ...")
     timing = dry_run.time_first(space, outlook)
-    print_data(_time_line(outlook, timing), "nothing was started and nothing written")
+    print_data(
+        _time_line(outlook, timing),
+        *_loss_lines(timing),
+        "nothing was started and nothing written",
+    )
     dry_run.refuse(outlook, timing)
 
 
@@ -147,6 +151,15 @@ def _time_line(outlook: "Outlook", timing: "Timing") -> str:
     low, high = map(duration, seconds)
     span = low if low == high else f"{low} to {high}"
     return f"time: about {span} if no trial is killed, an estimate from {measured}"
+
+
+def _loss_lines(timing: "Timing") -> list[str]:
+    if timing.num_nonfinite == 0:
+        return []
+    steps = f"{timing.num_nonfinite} of the first {counted(timing.num_steps, 'step')}"
+    end = "" if timing.end is None else f", which ended as {timing.end.outcome}"
+    advice = "look at the task's data and loss before a study is started"
+    return [f"loss: infinite or NaN in {steps} of configuration 0{end}; {advice}"]
 
 
 def _short(seconds: float) -> str:

@@ -241,7 +241,7 @@ def inert(text: str) -> str:
     one_line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     escaped = "".join(f"\\{c}" if c in _SPECIAL else c for c in one_line).replace("&", "&amp;")
     escaped = _LIST_MARK.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", escaped)
-    return escaped.replace("@", "&#64;").replace("://", "&#58;//")
+    return escaped.replace("@", "&#64;").replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
 def yaml_value(value: Json) -> str:

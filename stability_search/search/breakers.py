@@ -6,6 +6,7 @@ costs the same at the first trial and at the ten thousandth.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 
 from stability_search.errors import InfrastructureError, UsageError, UserCodeError
 from stability_search.records import Outcome, Stage, TrialRow
@@ -21,25 +22,35 @@ LOSS_HINT = (
     "log: `stability-search doctor` checks the machine."
 )
 _NUM_NAMED = 5
+_TASK_GONE_HINT = (
+    "It could be built when the study began, and no trial was lost: put back what it needs (what "
+    "its file imports lies beside that in the run directory, or must be importable from here), "
+    "then resume."
+)
 
 
-def refuse_settings(row: TrialRow) -> None:
+def refuse_settings(row: TrialRow, *, is_first: bool = False) -> None:
     """Stop the study where the first trials show that it cannot be run at all.
 
     Args:
         row: A trial that ended; not in the ledger yet.
+        is_first: True while no trial that this command started has shown that the task can be
+            built: on another machine, or from another folder, it may not be any more.
 
     Raises:
         UsageError: The task cannot be built, or its model cannot honour a setting.
     """
-    if row.summary.error_type != UsageError.__name__ or row.stage is not Stage.PILOT:
+    is_pilot = row.stage is Stage.PILOT
+    if row.summary.error_type != UsageError.__name__ or not (is_pilot or is_first):
         return
     # The reason is one line of at most 500 characters; a folder may have twenty faults.
     whole = row.summary.error_text.rstrip().rpartition(f"{UsageError.__name__}: ")[2]
     message = whole or row.summary.reason.removeprefix("UsageError: ")
-    is_setting = message.partition(":")[0] in SETTING_NAMES
-    hint = "Where only some configurations can, give the setting a `when`."
-    raise UsageError(message, hint=hint if is_setting else "")
+    if message.partition(":")[0] not in SETTING_NAMES:
+        raise UsageError(message, hint="" if is_pilot else _TASK_GONE_HINT)
+    if is_pilot:
+        hint = "Where only some configurations can, give the setting a `when`."
+        raise UsageError(message, hint=hint)
 
 
 class Breakers:
@@ -81,7 +92,8 @@ class Breakers:
     def _note_error(self, row: TrialRow) -> None:
         summary = row.summary
         if summary.outcome is Outcome.USER_ERROR:
-            kind = (summary.error_type, summary.error_place)
+            # Resumed, the task is its copy in the run directory: the same line elsewhere.
+            kind = (summary.error_type, PurePath(summary.error_place).name)
             self._kind = self._kind or kind
             self._has_other_end |= kind != self._kind
             self._num_alike += 1

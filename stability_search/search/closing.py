@@ -22,7 +22,7 @@ from stability_search.records import (
     VerdictKind,
 )
 from stability_search.search import run_directory
-from stability_search.search.ledger import Ledger
+from stability_search.search.ledger import Ledger, newer_version
 from stability_search.search.plan import StudyPlan
 from stability_search.search.run_directory import RunDirectory
 from stability_search.space import Space
@@ -106,12 +106,19 @@ def forget_verdict(ledger: Ledger, facts: Mapping[str, Json]) -> None:
 
 
 def known_verdict(ledger: Ledger) -> Verdict | None:
-    """Return the verdict a study ended with; None if it was killed or has gone on since."""
+    """Return the verdict a study ended with; None if it was killed or has gone on since.
+
+    Raises:
+        UsageError: A newer version of the program wrote one that cannot be read here.
+    """
     end = ledger.facts().get(_END)
     if not isinstance(end, dict) or end["num_rows"] != len(ledger.rows()):
         return None
     verdict: Any = end["verdict"]
-    return Verdict.from_json(verdict)
+    try:
+        return Verdict.from_json(verdict)
+    except (ValueError, TypeError, KeyError) as error:
+        raise newer_version(ledger.path, "its verdict cannot be read here") from error
 
 
 def unfinished(  # noqa: PLR0913 - what is known of a study that has no end

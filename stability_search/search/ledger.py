@@ -135,6 +135,11 @@ class Ledger:
         path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
         return cls(path), aside, unreadable
 
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self._path
+
     def rows(self) -> tuple[TrialRow, ...]:
         """Return the finished trials in the order of finishing."""
         return tuple(self._rows)
@@ -246,12 +251,21 @@ def _read_facts(path: Path, connection: sqlite3.Connection) -> Mapping[str, Json
     if checksum != _facts_checksum(version, sealed["text"]):
         raise _damaged(path, "the facts of the study do not match their checksum")
     if version > SCHEMA_VERSION:
-        raise UsageError(
-            f"{path}: written by a newer version (schema {version}; this one reads up to "
-            f"{SCHEMA_VERSION}).",
-            hint="Use that version of stability-search, or a newer one.",
-        )
+        raise newer_version(path, f"schema {version}; this one reads up to {SCHEMA_VERSION}")
     return facts
+
+
+def newer_version(path: Path, why: str) -> UsageError:
+    """Return what refuses a ledger that is whole, but holds what only a later version can read.
+
+    Args:
+        path: The ledger.
+        why: What shows it, in a few words.
+    """
+    return UsageError(
+        f"{path}: written by a newer version ({why}).",
+        hint="Use that version of stability-search, or a newer one.",
+    )
 
 
 def _read_rows(path: Path, connection: sqlite3.Connection) -> Iterator[TrialRow]:
@@ -268,12 +282,16 @@ def _read_rows(path: Path, connection: sqlite3.Connection) -> Iterator[TrialRow]
             raise _damaged(path, f"trial {number} is missing")
         try:
             text, checksum = json.loads(text_json), json.loads(sum_json)
-            is_intact = _checksum(text) == checksum
-            row = TrialRow.from_json(json.loads(text)) if is_intact else None
+            data = json.loads(text)
+            is_intact = _checksum(text) == checksum and data["stage"] == study
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise _damaged(path, f"the row of trial {number} cannot be read") from error
-        if row is None or row.stage.value != study:
+        if not is_intact:
             raise _damaged(path, f"the row of trial {number} does not match its checksum")
+        try:
+            row = TrialRow.from_json(data)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # whole: not damaged
+            raise newer_version(path, f"the row of trial {number} cannot be read here") from error
         yield row
 
 

@@ -24,6 +24,7 @@ from stability_search.search.budget import Budget, Clock
 from stability_search.search.confirm import Confirmation, ConfirmTrial, Need, describe_cost
 from stability_search.search.history import History, must_repeat
 from stability_search.search.preflight import preflight_configs
+from stability_search.search.reported import ReportedYardsticks
 from stability_search.search.request import TrialRequest
 from stability_search.search.sampler import Sampler, Told, told, varying_values
 from stability_search.seeding import derive_seed
@@ -81,6 +82,7 @@ class StudyPlan:
         self._sampler = Sampler(space)
         self._search_measure = GrowingYardstick(self.study.trial_steps)
         self._confirm_measure = GrowingYardstick(self.study.confirm.steps)
+        self._reported = ReportedYardsticks(self.study)
         self._need: tuple[int, Need | Verdict] | None = None
         self._is_pilot_over = False
         for row in self.rows:
@@ -182,9 +184,8 @@ class StudyPlan:
         return [self._sampler.propose(i) for i in range(min(count, self.study.search.trials))]
 
     def measure_of(self, row: TrialRow) -> Yardstick:
-        """Return the yardstick that a trial of this row's stage is measured by, as of now."""
-        is_confirm = row.stage is Stage.CONFIRM
-        return (self._confirm_measure if is_confirm else self._search_measure).now
+        """Return the yardstick that a report made now would measure this row by."""
+        return self._reported.of_stage(row.stage)
 
     def will_retry(self, row: TrialRow) -> bool:
         """Return True if the trial of a row is going to be attempted again."""
@@ -350,7 +351,8 @@ class StudyPlan:
         )
 
     def _measure(self, row: TrialRow) -> None:
-        """Take a row into the yardsticks; trials of confirm are measured as it began."""
+        """Take a row into the yardsticks; those of confirm are given it as confirm began."""
+        self._reported.add(row)
         if row.stage is not Stage.CONFIRM:
             self._search_measure.add(row)
             self._confirm_measure.add(row)

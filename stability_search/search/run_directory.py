@@ -146,7 +146,7 @@ def create(
         copy_task_file(run.path, space)
         write_whole(run.space, text_beside_task(space))
         try:
-            run.steps.mkdir()
+            run.steps.mkdir(exist_ok=True)  # a package of the task may be called so
         except OSError as error:
             raise cannot_write(run.steps, error) from error
     return run

@@ -6,27 +6,25 @@ the package that it names. Imports are read from the syntax tree; nothing is run
 travel: a folder that a task reads must be there on every node.
 """
 
-import ast
 import functools
 import hashlib
 import importlib.util
 import sys
 import sysconfig
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from stability_search.errors import UsageError
 from stability_search.files import cannot_write
+from stability_search.neighbours import files_in, files_of_package, with_neighbours
 from stability_search.settings import TaskReference
 
 MAX_BYTES = 50 * 2**20
 _PREFIX = "stability_search_task_"  # of the folder they travel in
 _OURS = "stability_search"
 _NUM_NAMED = 3
-_SKIPPED = ("__pycache__", "node_modules")
 _MIB = 2.0**20
 
 
@@ -103,7 +101,7 @@ def pack(task: TaskReference, *, import_path: Path) -> Cargo:
 
     """
     if task.file:
-        return _cargo(_beside(Path(task.file)), Path(task.file).parent)
+        return _cargo(with_neighbours(Path(task.file)), Path(task.file).parent)
     top = task.module.partition(".")[0]
     if top == _OURS:
         return Cargo()
@@ -134,7 +132,7 @@ def installed_digest(module: str) -> str:
 def own_digest() -> str:
     """Return the hash of this package's code: a checkout may differ under one version."""
     root = Path(__file__).resolve().parents[1]
-    return digest_of(_package_files(root))
+    return digest_of(files_of_package(root))
 
 
 def digest_of(files: Mapping[str, Path]) -> str:
@@ -152,56 +150,13 @@ def digest_of(files: Mapping[str, Path]) -> str:
 
 def folder_files(root: Path) -> dict[str, Path]:
     """Return the files of a folder that travelled, by their path in it."""
-    return {path.relative_to(root).as_posix(): path for path in _walk(root)}
+    return {path.relative_to(root).as_posix(): path for path in files_in(root)}
 
 
 def travelled(name: str) -> Path | None:
     """Return the folder that travelled to this node; None where it has not arrived."""
     found = (Path(place) / name for place in sys.path)
     return next((root for root in found if root.is_dir()), None)
-
-
-# -- a file and what it imports -----------------------------------------------------------------
-
-
-def _beside(file: Path) -> dict[str, Path]:
-    """Return a file and what it imports from its own folder, directly or not."""
-    folder, files = file.parent, {file.name: file}
-    waiting = [file]
-    while waiting:
-        for name in _imported(waiting.pop()):
-            found = _local_module(folder, name) if name != _OURS else {}
-            for relative, path in found.items():
-                if relative not in files:
-                    files[relative] = path
-                    waiting.append(path)
-    return files
-
-
-def _imported(path: Path) -> set[str]:
-    """Return the top names that a Python file imports absolutely; none where it is no Python."""
-    if path.suffix != ".py":
-        return set()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the file's own escapes are not our business
-            tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()  # whoever loads it says so
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.partition(".")[0])
-    return names
-
-
-def _local_module(folder: Path, name: str) -> dict[str, Path]:
-    file, package = folder / f"{name}.py", folder / name
-    if package.is_dir() and any(package.glob("*.py")):
-        return _package_files(package)
-    return {file.name: file} if file.is_file() else {}
 
 
 # -- a module by its name -----------------------------------------------------------------------
@@ -222,24 +177,9 @@ def _find(top: str, import_path: Path | None) -> ModuleSpec | None:
 def _module_files(found: ModuleSpec) -> dict[str, Path]:
     if found.submodule_search_locations is not None:
         folders = [Path(where) for where in found.submodule_search_locations]
-        return _package_files(folders[0]) if len(folders) == 1 else {}
+        return files_of_package(folders[0]) if len(folders) == 1 else {}
     file = Path(found.origin or "")
     return {file.name: file} if file.is_file() else {}
-
-
-def _package_files(package: Path) -> dict[str, Path]:
-    return {path.relative_to(package.parent).as_posix(): path for path in _walk(package)}
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Go through the files of a folder; what is hidden or made by Python is left out."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in _SKIPPED:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            yield from _walk(path)
-        elif path.is_file():
-            yield path
 
 
 def _is_installed(path: Path) -> bool:

@@ -17,16 +17,17 @@ from pathlib import Path
 
 from stability_search import space as spaces
 from stability_search.errors import UsageError
-from stability_search.records import Json, Stage, TrialRow, Verdict, VerdictKind
+from stability_search.records import Json, Outcome, Stage, TrialRow, Verdict, VerdictKind
 from stability_search.search import run_directory
 from stability_search.search.closing import known_verdict
 from stability_search.search.confirm import describe_cost
 from stability_search.search.history import must_repeat
 from stability_search.search.ledger import DamagedLedgerError, Ledger
+from stability_search.search.reported import ReportedYardsticks
 from stability_search.search.run_directory import RunDirectory
 from stability_search.space import Space
 from stability_search.standing import score_trial
-from stability_search.yardstick import GrowingYardstick
+from stability_search.yardstick import Yardstick
 
 SCHEMA = "stability-search/status/1"
 _PATIENCE_S = 2.0  # a commit takes 10 ms; a driver that hangs in one is news in itself
@@ -234,11 +235,9 @@ def _stage(stages: Sequence[StageStatus], rows: Sequence[TrialRow], *, has_ended
 
 def _best(space: Space, rows: Sequence[TrialRow], verdict: Verdict | None) -> BestSoFar | None:
     named = None if verdict is None else verdict.choice or verdict.closest
-    for stage, horizon in (
-        (Stage.CONFIRM, space.study.confirm.steps),
-        (Stage.SEARCH, space.study.trial_steps),
-    ):
-        scores = _scores(rows, stage, horizon)
+    yardsticks = ReportedYardsticks(space.study, rows)
+    for stage in (Stage.CONFIRM, Stage.SEARCH):
+        scores = _scores(rows, stage, yardsticks.of_stage(stage))
         if not scores:
             continue
         leader = named if named in scores else max(scores, key=lambda id_: _rank(scores[id_]))
@@ -254,18 +253,23 @@ def _best(space: Space, rows: Sequence[TrialRow], verdict: Verdict | None) -> Be
     return None
 
 
-def _scores(rows: Sequence[TrialRow], stage: Stage, horizon: int) -> dict[str, list[float]]:
+def _scores(rows: Sequence[TrialRow], stage: Stage, measure: Yardstick) -> dict[str, list[float]]:
     """Return the run scores of every configuration that has any in a stage."""
-    measure = GrowingYardstick(horizon)
-    for row in rows:
-        if row.stage is not Stage.CONFIRM:
-            measure.add(row)
     scores: dict[str, list[float]] = {}
     for row in rows:
-        score = score_trial(row, measure.now) if row.stage is stage else None
-        if score is not None:
-            scores.setdefault(row.config_id, []).append(score.q)
+        q = _q(row, measure) if row.stage is stage else None
+        if q is not None:
+            scores.setdefault(row.config_id, []).append(q)
     return scores
+
+
+def _q(row: TrialRow, measure: Yardstick) -> float | None:
+    """Return a run score; what the sampler was told of a trial is it, unless E* has moved."""
+    is_measured = row.summary.outcome is Outcome.COMPLETED and measure.delta is not None
+    if is_measured and row.told_e_star is not None and row.told_e_star == measure.e_star:
+        return row.told_value  # counting the spikes of thousands of trials takes seconds
+    score = score_trial(row, measure)
+    return None if score is None else score.q
 
 
 def _rank(scores: Sequence[float]) -> tuple[float, int]:

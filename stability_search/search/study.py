@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +239,7 @@ class _Running:
         self._on_event = on_event
         self._stage: Stage | None = None
         self._started: dict[str, _Started] = {}
+        self._is_task_known = False  # to be built by what this command has started
         self._unwritten: list[tuple[TrialRow, bytes | None]] = []
         self._machine: Machine
         self._environment = Environment(directory, space, command)
@@ -410,14 +411,17 @@ class _Running:
         self, request: TrialRequest, summary: TrialSummary, steps: bytes | None, place: Place
     ) -> None:
         """Take in how a trial ended, so that the next one can be chosen."""
-        started = self._started.pop(request.trial_id, _Started(at=_now(), node=place.host))
+        now = datetime.now(UTC)
+        started = self._started.pop(request.trial_id, _Started(at=stamp(now), node=place.host))
         node = place.host or started.node
         is_known = node and summary.device != "cuda"  # else it was lost before it named the GPU
         fingerprint = place.facts.fingerprint(summary.device) if is_known else ""
+        started_at = earlier_start(started.at, ended=now, wall_s=summary.wall_s)
         row = self._plan.finish(
-            request, summary, started_at=started.at, node=node, fingerprint=fingerprint
+            request, summary, started_at=started_at, node=node, fingerprint=fingerprint
         )
-        refuse_settings(row)  # nobody's trial: it leaves no row
+        refuse_settings(row, is_first=not self._is_task_known)  # nobody's trial leaves no row
+        self._is_task_known |= summary.outcome.is_result
         self._note_node(row, place)
         self._unwritten.append((row, steps))
 
@@ -513,4 +517,23 @@ def _message(level: str, text: str) -> Event:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return stamp(datetime.now(UTC))
+
+
+def stamp(when: datetime) -> str:
+    """Return a time in UTC as the ledger and the events write it."""
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def earlier_start(heard: str, *, ended: datetime, wall_s: float) -> str:
+    """Return when a trial started, as well as the study knows.
+
+    It hears late of a start and of an end while it is busy with other trials. A trial began no
+    later than either says; of two in one slot the later then starts after the end of the first.
+
+    Args:
+        heard: When the study heard of the start, as `stamp` writes it.
+        ended: When it heard of the end, in UTC.
+        wall_s: What the trial took, by its worker's clock, in seconds.
+    """
+    return min(heard, stamp(ended - timedelta(seconds=wall_s)))

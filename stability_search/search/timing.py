@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -44,12 +44,16 @@ class Timing:
         probe_s: Reading the probe once.
         step_s: One step, the median of three; None where the trial did not get that far.
         end: How the trial ended before; None if it did not.
+        num_steps: Steps that were made, those before the timed ones included.
+        num_nonfinite: So many of them had a loss that was infinite or NaN.
     """
 
     setup_s: float
     probe_s: float
     step_s: float | None
     end: TrialSummary | None
+    num_steps: int = 0
+    num_nonfinite: int = 0
 
 
 def time_steps(request: TrialRequest, settings: WorkerSettings) -> Timing:
@@ -148,11 +152,22 @@ def _timed(text: str) -> Timing:
     limit_s = order.config.timeout_s * order.allowance
     faulthandler.dump_traceback_later(limit_s, exit=True)  # needs no GIL
     constants = TrialConstants(probe_steps=(0, 1))
-    *_, end = _laps(run_trial(order.config, constants=constants, preflight=order.preflight), 1)
+    first = run_trial(order.config, constants=constants, preflight=order.preflight)
+    _, end, _ = _laps(first, 1)
     if end is not None and end.num_steps == 0:
         return Timing(setup_s=0.0, probe_s=0.0, step_s=None, end=end)
     trial = run_trial(order.config, constants=constants)
-    laps, end = _laps(trial, _NUM_BEFORE + NUM_TIMED)
+    return as_timing(*_laps(trial, _NUM_BEFORE + NUM_TIMED))
+
+
+def as_timing(laps: Sequence[float], end: TrialSummary | None, num_nonfinite: int = 0) -> Timing:
+    """Say what the first steps took.
+
+    Args:
+        laps: Seconds of each, from the first: of two that are slower, and of three that are timed.
+        end: How the trial ended before the last of them; None if it did not.
+        num_nonfinite: Of the steps, those whose loss was infinite or NaN.
+    """
     timed = laps[_NUM_BEFORE:]
     step_s = median(timed) if timed else None
     return Timing(
@@ -160,24 +175,27 @@ def _timed(text: str) -> Timing:
         probe_s=max(0.0, laps[1] - step_s) if step_s is not None else 0.0,
         step_s=step_s,
         end=end,
+        num_steps=len(laps),
+        num_nonfinite=num_nonfinite,
     )
 
 
 def _laps(
     trial: "Generator[Progress, None, TrialSummary]", count: int
-) -> tuple[list[float], TrialSummary | None]:
-    """Return the seconds of the first steps, and how the trial ended if it did before."""
-    laps = []
+) -> tuple[list[float], TrialSummary | None, int]:
+    """Return the seconds of the first steps, how the trial ended if it did, and bad losses."""
+    laps, num_nonfinite = [], 0
     try:
         for _ in range(count):
             began = time.perf_counter()
-            next(trial)
+            record = next(trial).record
             laps.append(time.perf_counter() - began)
+            num_nonfinite += record.loss is None
     except StopIteration as end:
         summary: TrialSummary = end.value
-        return laps, summary
+        return laps, summary, num_nonfinite
     trial.close()
-    return laps, None
+    return laps, None, num_nonfinite
 
 
 if __name__ == "__main__":

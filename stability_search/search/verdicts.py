@@ -150,6 +150,7 @@ def no_signal(
         why, advice = f"all {len(ended)} trials were stopped", "Lower the learning rates."
     elif measure.e0 is None:
         why = "no finite probe loss says where learning starts"
+        advice = "Look at the data of the probe and at the task's loss."
     elif measure.delta is None:
         why = f"no sound trial ended below a probe loss of {measure.e0:.4g}, which is no progress"
     else:

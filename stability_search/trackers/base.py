@@ -85,6 +85,8 @@ class StudyEnd:
         exit_code: Exit code of the command.
         reason: Why there is no choice; empty for `stable`.
         choice: `config_id` of the choice; empty where there is none.
+        margin: Doublings of the learning rate that it survives: `2`, or `at least 3` where no
+            more were tried; empty where none were.
         settings: The choice's settings.
         numbers: The choice's score, margin and so on, named like the columns.
         files: Report and `best.yaml`, as far as they were written.
@@ -94,6 +96,7 @@ class StudyEnd:
     exit_code: int
     reason: str = ""
     choice: str = ""
+    margin: str = ""
     settings: Mapping[str, Scalar] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
     files: tuple[Path, ...] = ()

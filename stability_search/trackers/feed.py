@@ -101,14 +101,21 @@ class Feed:
                 self._process = _start(self.name, log)
             self._log_all(self._process)
         except (_SilentError, OSError) as error:
-            if not self._is_left:
-                self.problem = str(error)
+            self._fail(str(error))
+        except (ValueError, KeyError):  # half a line: it was killed while it wrote
+            self._fail(f"its answer cannot be read; see {_LOG}")
         finally:
+            if self._is_left:  # perhaps before there was a process to kill
+                self._kill()
             if self._process is not None:
                 _close(self._process)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(_CLOSE_S)
             self._kill()
+
+    def _fail(self, problem: str) -> None:
+        if not self._is_left:
+            self.problem = problem
 
     def _log_all(self, process: "subprocess.Popen[str]") -> None:
         logged = frozenset(self._ask(process, self._jobs.get())["logged"])

@@ -70,7 +70,8 @@ class MlflowTracker:
     def finish(self, end: StudyEnd) -> None:
         """Log the verdict, the choice and the report to the parent run, and end it."""
         choice = {f"choice.{name}": shown(value) for name, value in end.settings.items()}
-        said = {"verdict": end.verdict, "reason": end.reason, "choice": end.choice, **choice}
+        texts = {"reason": end.reason, "choice": end.choice, "margin": end.margin}
+        said = {"verdict": end.verdict, **texts, **choice}
         tags = {f"{_TAG}{name}": value for name, value in said.items() if value}
         numbers = {**end.numbers, "exit_code": float(end.exit_code)}
         now_ms = _ms(time.time())

@@ -30,12 +30,9 @@ ID_FILE = "trackers.json"
 MAX_POINTS = 1000  # of one curve, as many as TensorBoard keeps; every bad step is kept
 MAX_SEARCH_CURVES = 1000  # search trials with curves; those after have their final numbers only
 _MAX_TEXT = 500
-_CONTROL = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]+"
-)
 _CHOICE_NUMBERS = (
     "score", "q_lower", "margin_octaves", "num_seeds", "num_planned_steps", "num_bad_steps",
-    "num_judged_steps", "bad_rate_bound",
+    "num_judged_steps", "bad_rate_bound", "ceiling", "calm", "smooth", "kept", "progress",
 )  # fmt: skip
 _SUMMARY_NUMBERS = (
     "num_steps", "num_planned_steps", "num_judged_steps", "num_bad_steps",
@@ -151,6 +148,7 @@ class RunFiles:
             exit_code=exit_code,
             reason=self._text(str(document.get("reason") or "")),
             choice=str(best.get("config_id") or ""),
+            margin=_margin(best),
             settings={
                 key: self._setting(value) for key, value in best.get("settings", {}).items()
             },
@@ -185,7 +183,8 @@ class RunFiles:
     def _text(self, text: str) -> str:
         if self._home not in {"", "/"}:
             text = re.sub(re.escape(self._home) + r"(?![\w.-])", "~", text)
-        return " ".join(_CONTROL.sub(" ", text).split())[:_MAX_TEXT]
+        seen = text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+        return " ".join(seen.split())[:_MAX_TEXT]
 
 
 def curve(records: Sequence[StepRecord], started_s: float) -> tuple[StepScalars, ...]:
@@ -218,6 +217,13 @@ def _numbers(row: TrialRow, study: StudySettings, q: float | None) -> dict[str, 
     for name, value in summary.metrics_last.items():
         values[f"metric_{safe_name(name)}_last"] = value
     return {name: float(value) for name, value in values.items() if _is_number(value)}
+
+
+def _margin(best: Mapping[str, Any]) -> str:
+    octaves = best.get("margin_octaves")
+    if not _is_number(octaves):
+        return ""
+    return f"at least {octaves:g}" if best.get("margin_is_capped") else f"{octaves:g}"
 
 
 def _is_number(value: object) -> bool:

@@ -71,6 +71,7 @@ class TensorBoardTracker:
         """Write the verdict as text, in a run of its own."""
         lines = [f"verdict: {end.verdict}", *([end.reason] if end.reason else [])]
         lines += [f"choice: {end.choice}"] if end.choice else []
+        lines += [f"margin: {end.margin}"] if end.margin else []
         lines += [f"{name}: {value:g}" for name, value in end.numbers.items()]
         lines += [f"{name}: {shown(value)}" for name, value in end.settings.items()]
         lines += [f"see {', '.join(path.name for path in end.files)} beside this folder"]

@@ -61,6 +61,7 @@ class WandbTracker:
                     "exit_code": end.exit_code,
                     "reason": end.reason,
                     "choice": end.choice,
+                    "margin": end.margin,
                     **choice,
                     **end.numbers,
                 }

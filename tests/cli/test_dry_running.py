@@ -1,5 +1,6 @@
 """The words of a dry run; what it finds out is tested beside `search.dry_run`."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,21 @@ def test_a_file_of_ones_own_is_copied_and_a_cluster_is_not_asked(
     assert "ray://head:1 was not asked" in text
     assert "uploaded: 1 file, 0.0 KiB, to every node: mine.py" in text
     assert "time: not estimated, it depends on where trials run; measured from" in text
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_loss_that_is_not_finite_is_said(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bad = dataclasses.replace(GOOD, num_steps=5, num_nonfinite=4)
+
+    lines = lines_of(bad, monkeypatch, capfd, "--space", "small")
+
+    assert [line.partition(";")[0] for line in lines if line.startswith("loss: ")] == [
+        "loss: infinite or NaN in 4 of the first 5 steps of configuration 0"
+    ]
+    good = lines_of(GOOD, monkeypatch, capfd, "--space", "small")
+    assert not [line for line in good if line.startswith("loss: ")]
 
 
 @pytest.mark.usefixtures("folder")

@@ -131,11 +131,14 @@ def test_the_30_s_lines_come_by_themselves_and_end_with_the_outlet(
         def flush(self) -> None:
             has_written.set()
 
-    err = Stream()
-    num_before = threading.active_count()
+    err, before = Stream(), set(threading.enumerate())
     with PlainLines(Sink(err)):
-        assert has_written.wait(5)
-    assert threading.active_count() == num_before
+        assert has_written.wait(60)
+        (beating,) = [
+            one for one in set(threading.enumerate()) - before if "_keep_beating" in one.name
+        ]
+    beating.join(60)
+    assert not beating.is_alive()
     assert "starting" in err.getvalue()
 
 

@@ -117,6 +117,7 @@ def test_markdown_shows_strings_of_others_as_they_are(mixed: Diagnosis) -> None:
     assert page.startswith("# Diagnosis of a\\|b: mixed precision\n")
     assert "| as given | fails at 7 | fails at 7 | holds 100 |" in page
     assert inert("<b>`x`\n@you http://z") == "\\<b\\>\\`x\\` &#64;you http&#58;//z"
+    assert inert("see www.evil.example") == "see www&#46;evil.example"  # a link to many a renderer
 
 
 def test_what_is_incomplete_says_so_and_keeps_what_is_known(mixed: Diagnosis) -> None:

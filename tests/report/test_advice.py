@@ -162,6 +162,26 @@ def test_what_to_change_follows_the_side_on_which_trials_failed(
     assert "downwards" not in said
 
 
+@pytest.mark.parametrize(
+    ("progress", "begins"),
+    [
+        (0.3, "Lower the upper end of learning_rate: above 0.03, "),
+        (1.0, "Widen learning_rate downwards: the closest lies at its lower end "),
+    ],
+)
+def test_below_a_closest_that_learned_too_little_there_is_nothing_to_find(
+    progress: float, begins: str
+) -> None:
+    report = report_of(hopeless_study())
+    trials = report.tables.trials.query("stage == 'confirm' or learning_rate > 0.022")
+    weak = {"calm": 1.0, "smooth": 1.0, "kept": 1.0, "progress": progress}
+    trials = trials.assign(is_stable=False)
+    trials.loc[trials["outcome"] == "completed", list(weak)] = list(weak.values())
+    configurations = report.tables.configurations.assign(**weak)
+    tables = replace(report.tables, trials=trials, configurations=configurations)
+    assert what_to_widen(View(replace(report, tables=tables))).startswith(begins)
+
+
 @pytest.mark.parametrize("stage", [Stage.PILOT, Stage.SEARCH])
 def test_a_probe_that_is_never_finite_is_said_before_all_else(stage: Stage) -> None:
     def change(row: TrialRow) -> TrialRow:

@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from stability_search.search.closing import (
 from stability_search.search.ledger import Ledger
 from stability_search.search.plan import StudyPlan
 from stability_search.search.run_directory import RunDirectory
+from stability_search.search.status import read_status
 from stability_search.search.study import parameters_of, resume_study
 from stability_search.space import Space
 from tests.search.inline_study import run_all, write_space
@@ -80,6 +83,24 @@ def test_a_study_killed_before_its_verdict_is_incomplete(run: Path) -> None:
     ledger.put_facts({k: v for k, v in ledger.facts().items() if k != "end"})
     ledger.close()
     assert render_run(run).verdict.kind is VerdictKind.INCOMPLETE
+
+
+def test_a_verdict_of_a_later_version_is_read_or_refused_in_one_line(run: Path) -> None:
+    ledger = Ledger(run / "study.db")
+    facts, verdict = dict(ledger.facts()), known_verdict(ledger)
+    end: Any = facts["end"]
+    ledger.put_facts({**facts, "end": {**end, "verdict": {**end["verdict"], "mood": ["calm"]}}})
+    assert known_verdict(Ledger(run / "study.db")) == verdict
+    ledger.put_facts({**facts, "end": {**end, "verdict": {**end["verdict"], "kind": "perhaps"}}})
+    ledger.close()
+    for reading in (
+        lambda: render_run(run),
+        lambda: read_status(run, now=datetime.now(UTC)),
+        lambda: resume_study(run, (), address=None, command="", on_event=lambda _: None),
+    ):
+        with pytest.raises(UsageError, match=r"newer version .its verdict cannot") as caught:
+            reading()
+        assert "\n" not in caught.value.message
 
 
 def test_a_finished_study_resumed_is_finished_at_once(run: Path) -> None:

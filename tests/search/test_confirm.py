@@ -343,6 +343,20 @@ def test_a_search_without_signal_ends_without_confirm() -> None:
     assert verdict.reason.endswith("Train longer or widen the range of learning rates.")
 
 
+def test_a_probe_without_a_finite_loss_asks_to_look_at_its_data_not_to_train_longer() -> None:
+    space = make_space()
+    rows = [
+        replace(row, summary=replace(row.summary, probe_losses=(None,) * 3, baseline=None))
+        for row in pilot(space, reached=0.0) + searched(space, (0.0, config(RATE)))[4:]
+    ]
+    verdict = next_need(rows, space, can_afford=lambda _: True)
+    assert isinstance(verdict, Verdict)
+    assert verdict.reason == (
+        "No signal over 20 steps: no finite probe loss says where learning starts. Look at the "
+        "data of the probe and at the task's loss."
+    )
+
+
 def test_a_search_whose_every_trial_was_stopped_says_to_lower_the_rates() -> None:
     space = make_space()
     rows = [

@@ -1,9 +1,8 @@
 """What a study would be, before it is started."""
 
 import os
+import select
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from stability_search.errors import (
 from stability_search.records import Outcome, TrialSummary
 from stability_search.search import run_directory
 from stability_search.search.dry_run import Outlook, look_ahead, refuse, time_first
-from stability_search.search.timing import Timing
+from stability_search.search.timing import Timing, as_timing
 from tests.search.inline_study import TINY, write_space
 
 
@@ -134,6 +133,16 @@ def test_a_result_of_the_first_steps_refuses_nothing(outcome: Outcome, tmp_path:
         refuse(outlook, ended(outcome))
 
 
+def test_a_step_is_the_median_and_reading_the_probe_what_the_second_took_longer() -> None:
+    took = as_timing([8.0, 0.75, 0.5, 0.25, 4.0], None)
+
+    assert (took.setup_s, took.probe_s, took.step_s) == (8.0, 0.25, 0.5)
+    assert as_timing([8.0, 0.25, 0.5, 0.5, 0.5], None).probe_s == 0.0  # never negative
+    short = as_timing([8.0, 0.75], ended(Outcome.DIVERGED).end)
+    assert (short.setup_s, short.probe_s, short.step_s) == (8.0, 0.0, None)
+    assert as_timing([], None).setup_s == 0.0
+
+
 # -- the first steps, for real ----------------------------------------------------------------
 
 HARM = """
@@ -164,9 +173,10 @@ def test_the_first_steps_are_timed_and_what_they_print_is_not_shown(
     _, timing = timing_of(tmp_path, "print('loud'); time.sleep(0.05)")
 
     assert timing.end is None
+    assert (timing.num_steps, timing.num_nonfinite) == (5, 0)
     assert timing.step_s is not None
     assert timing.step_s >= 0.05
-    assert timing.setup_s >= timing.step_s
+    assert timing.setup_s >= 0.05  # the first step is part of it
     assert capfd.readouterr() == ("", "")
     assert not (tmp_path / "out").exists()
     assert before == []
@@ -193,12 +203,24 @@ def test_a_task_that_fails_in_them_is_named(
 
 
 @pytest.mark.fault
+def test_a_loss_that_is_not_finite_in_them_is_counted(tmp_path: Path) -> None:
+    body = "return super().loss(model, batch) * float('inf')"
+
+    _, timing = timing_of(tmp_path, body)
+
+    assert 0 < timing.num_nonfinite == timing.num_steps <= 5
+
+
+@pytest.mark.fault
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
 def test_a_task_that_ends_its_process_is_named_and_what_it_started_is_ended(
     tmp_path: Path,
 ) -> None:
-    mark = f"{tmp_path}/stays"
-    words = f"['sleep', '97'], env={{**os.environ, 'STAYS': {mark!r}}}, start_new_session=True"
+    os.mkfifo(tmp_path / "held")
+    held = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
+    words = (
+        f"['sleep', '97'], stdout=open({str(tmp_path / 'held')!r}, 'w'), start_new_session=True"
+    )
     body = f"subprocess.Popen({words}); print('last words', flush=True); os._exit(3)"
 
     _, timing = timing_of(tmp_path, body)
@@ -206,26 +228,11 @@ def test_a_task_that_ends_its_process_is_named_and_what_it_started_is_ended(
     assert timing.end is not None
     assert timing.end.outcome is Outcome.INFRASTRUCTURE
     assert timing.end.reason == "its process died: last words"
-    assert _until_gone(lambda: _with_variable(f"STAYS={mark}")) == []
-
-
-def _with_variable(entry: str) -> list[str]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            is_there = entry.encode() in (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        found += [folder.name] * is_there
-    return found
-
-
-def _until_gone(find: Callable[[], list[str]]) -> list[str]:
-    """Look until nothing is found; a killed process is reaped by init, when that gets to it."""
-    deadline = time.monotonic() + 10
-    while (found := find()) and time.monotonic() < deadline:
-        pass
-    return found
+    # Once nobody holds the other end of the pipe, it has ended.
+    waiting = select.poll()
+    waiting.register(held)
+    assert waiting.poll(60_000)[0][1] & select.POLLHUP
+    os.close(held)
 
 
 def test_the_shortage_is_raised_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

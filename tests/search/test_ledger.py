@@ -301,6 +301,35 @@ class TestDamage:
             Ledger(tmp_path / "study.db")
         assert not isinstance(caught.value, DamagedLedgerError)
 
+    def test_what_a_later_version_added_to_a_row_is_left_out(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row = trial_row(9)
+        whole = {**row.to_json(), "summary": {**row.summary.to_json(), "mood": 1}, "colour": "red"}
+        add_as(path, row, whole, monkeypatch)
+        assert Ledger(path).rows() == (*ROWS, row)
+
+    def test_a_word_of_a_later_version_is_refused_and_not_called_damaged(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row = trial_row(9)
+        summary = {**row.summary.to_json(), "outcome": "melted"}
+        add_as(path, row, {**row.to_json(), "summary": summary}, monkeypatch)
+        with pytest.raises(UsageError, match=r"newer version .the row of trial 8 ") as caught:
+            Ledger(path)
+        assert not isinstance(caught.value, DamagedLedgerError)
+
+
+def add_as(
+    path: Path, row: TrialRow, written: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Add a row as another version would have written it."""
+    ledger = Ledger(path)
+    with monkeypatch.context() as other:
+        other.setattr(TrialRow, "to_json", lambda _: written)
+        add(ledger, row)
+    ledger.close()
+
 
 @pytest.mark.fault
 class TestRebuild:

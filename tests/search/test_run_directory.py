@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stability_search import files
+from stability_search import files, space_directory
 from stability_search.errors import StoppedEarlyError, UsageError
 from stability_search.search.run_directory import (
     RunDirectory,
@@ -22,8 +22,10 @@ from stability_search.search.run_directory import (
     require_free_space,
     study_facts,
 )
+from stability_search.search.shipping import pack
 from stability_search.space import Space, load
 from stability_search.space_directory import default_path, refuse_changed_task
+from stability_search.tasks.loading import load_task
 
 TASK = "class Tiny:\n    def __init__(self, width: int = 4) -> None:\n        self.width = width\n"
 SPACE = """\
@@ -210,6 +212,93 @@ class TestChangedTask:
         (run.path / "tiny.py").unlink()
         with pytest.raises(UsageError, match=r"tiny\.py: the task's file cannot be read"):
             refuse_changed_task(run.path, facts)
+
+
+@pytest.fixture
+def social(tmp_path: Path) -> Space:
+    """Return the space of a task that imports what lies beside it."""
+    folder = tmp_path / "social"
+    (folder / "own").mkdir(parents=True)
+    (folder / "tiny.py").write_text(f"import near_tiny\nfrom own.part import P\n{TASK}")
+    (folder / "near_tiny.py").write_text("WIDTH = 4\n")
+    (folder / "own" / "__init__.py").touch()
+    (folder / "own" / "part.py").write_text("P = 1\n")
+    (folder / "own" / "words.txt").write_text("data\n")
+    (folder / "unused.py").touch()
+    return make_space(folder)
+
+
+class TestModulesBesideATask:
+    def test_they_are_copied_and_are_the_same_task_to_whoever_compares(
+        self, tmp_path: Path, social: Space
+    ) -> None:
+        run = begin(tmp_path / "run", social)
+        names = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*.*")}
+        beside = {"near_tiny.py", "own/__init__.py", "own/part.py", "own/words.txt"}
+        assert names == {"space.yaml", "environment.json", "tiny.py", *beside}
+        resumed = load(run.space, folder=social.folder)
+        assert resumed.task.file == str(run.path / "tiny.py")
+        digests = {pack(s.task, import_path=tmp_path).digest for s in (social, resumed)}
+        assert len(digests) == 1
+        (run.path / "near_tiny.py").unlink()  # the twin: as it was without the copies
+        assert pack(resumed.task, import_path=tmp_path).digest not in digests
+
+    def test_the_copy_is_built_from_what_lies_beside_it(
+        self, tmp_path: Path, social: Space, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = begin(tmp_path / "run", social)
+        shutil.rmtree(social.folder)
+        for name in ("near_tiny", "own", "own.part"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        resumed = load(run.space, folder=social.folder)
+        with pytest.raises(UsageError, match="must have the methods"):  # so it was imported
+            load_task(resumed.task, {})
+        assert sys.modules["near_tiny"].__file__ == str(run.path / "near_tiny.py")
+        for name in ("near_tiny", "own", "own.part"):
+            del sys.modules[name]
+
+    @pytest.mark.parametrize("is_copy", [True, False])
+    @pytest.mark.parametrize("name", ["near_tiny.py", "own/part.py"])
+    def test_a_changed_one_is_refused_as_a_changed_task(
+        self, tmp_path: Path, social: Space, name: str, is_copy: bool
+    ) -> None:
+        run, facts = begin(tmp_path / "run", social), study_facts(social)
+        refuse_changed_task(run.path, facts)
+        changed = (run.path if is_copy else social.folder) / name
+        changed.write_text("P = WIDTH = 8\n")
+        with pytest.raises(UsageError, match="the task changed since the study began") as caught:
+            refuse_changed_task(run.path, facts)
+        assert str(changed) in caught.value.message
+        del facts["task_modules"]  # an earlier version's ledger
+        refuse_changed_task(run.path, facts)
+
+    def test_a_missing_copy_is_refused_and_a_missing_original_is_not(
+        self, tmp_path: Path, social: Space
+    ) -> None:
+        run, facts = begin(tmp_path / "run", social), study_facts(social)
+        shutil.rmtree(social.folder)
+        refuse_changed_task(run.path, facts)
+        (run.path / "near_tiny.py").unlink()
+        with pytest.raises(UsageError, match=r"near_tiny\.py: the task's file cannot be read"):
+            refuse_changed_task(run.path, facts)
+
+    def test_a_data_set_in_a_package_stays_where_it_is(
+        self, tmp_path: Path, social: Space, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(space_directory, "_MAX_COPIED_BYTES", 10)
+        run = begin(tmp_path / "run", social)
+        assert [path.name for path in (run.path / "own").iterdir() if path.suffix == ".txt"] == []
+        assert (run.path / "own" / "part.py").is_file()
+        refuse_changed_task(run.path, study_facts(social))
+
+    def test_a_package_named_like_a_folder_of_the_run_is_no_obstacle(
+        self, tmp_path: Path, social: Space
+    ) -> None:
+        (social.folder / "own").rename(social.folder / "steps")
+        (social.folder / "tiny.py").write_text(f"import steps.part\n{TASK}")
+        run = begin(tmp_path / "run", social)
+        assert (run.steps / "part.py").is_file()
 
 
 class TestEnvironment:

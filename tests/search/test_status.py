@@ -1,6 +1,9 @@
 """How a run is doing, read from its directory while somebody else may be writing to it."""
 
 import contextlib
+import dataclasses
+import fcntl
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -116,6 +119,40 @@ def test_a_run_whose_lock_is_held_is_running(run: Path) -> None:
     with run_directory.lock(run_directory.open_run(run)):
         assert seen(run).state is RunState.RUNNING
     assert seen(run).state is RunState.INTERRUPTED  # the twin
+
+
+def test_somebody_else_who_only_looks_does_not_make_it_running(run: Path) -> None:
+    without_verdict(run, last=9)
+    descriptor = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # as `status` itself, in another window
+
+        assert seen(run).state is RunState.INTERRUPTED
+    finally:
+        os.close(descriptor)
+
+
+def test_what_the_sampler_was_told_counts_while_it_is_measured_as_now(run: Path) -> None:
+    space = spaces.load(run / "space.yaml")
+    rows = [row for row in Ledger(run / "study.db").rows() if row.stage is not Stage.CONFIRM]
+    anew = [dataclasses.replace(row, told_e_star=None, told_value=None) for row in rows]
+    stale = [
+        row
+        if row.told_e_star is None
+        else dataclasses.replace(row, told_e_star=-1.0, told_value=9)
+        for row in rows
+    ]
+    others = [
+        row if row.told_value is None else dataclasses.replace(row, told_value=9) for row in rows
+    ]
+
+    best = status._best(space, rows, None)  # noqa: SLF001
+
+    assert best is not None
+    assert best == status._best(space, anew, None) == status._best(space, stale, None)  # noqa: SLF001
+    twin = status._best(space, others, None)  # noqa: SLF001
+    assert twin is not None
+    assert twin.q == 9
 
 
 def test_a_run_that_has_no_ledger_yet_is_starting(run: Path) -> None:

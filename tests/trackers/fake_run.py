@@ -18,6 +18,12 @@ BEST = {
     "score": 71.5,
     "q_lower": 0.6,
     "margin_octaves": 2.0,
+    "margin_is_capped": False,
+    "ceiling": 90.0,
+    "calm": 1.0,
+    "smooth": 0.9,
+    "kept": 1.0,
+    "progress": 0.8,
     "num_seeds": 5,
     "bad_rate_bound": None,
 }

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_ADDRESS = re.compile(r"running on (http://127\.0\.0\.1:\d+)")
+_ADDRESS = re.compile(r"running on (http://127\.0\.0\.1:\d+)(?=\s)")
 SERVER_VARIABLES = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

@@ -114,6 +114,7 @@ def check_what_was_logged(server: MlflowServer, parent_id: str) -> None:
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["stability_search.verdict"] == "stable"
     assert parent.data.tags["stability_search.choice.precision"] == "bf16"
+    assert parent.data.tags["stability_search.margin"] == "2"
     assert parent.data.metrics["score"] == 71.5
     assert parent.data.params["task"] == "teacher"
     artifacts = {one.path for one in client.list_artifacts(parent_id)}

@@ -61,9 +61,9 @@ def test_the_names_of_files_are_those_of_a_run_directory() -> None:
 
 
 def test_the_keys_read_of_the_report_are_those_of_its_schema() -> None:
-    text = json.dumps(json_schema())
+    text, known = json.dumps(json_schema()), run_files._CHOICE_NUMBERS  # noqa: SLF001
 
-    for key in ("verdict", "reason", "best", "config_id", "settings", *run_files._CHOICE_NUMBERS):  # noqa: SLF001
+    for key in ("verdict", "reason", "best", "config_id", "settings", "margin_is_capped", *known):
         assert f'"{key}"' in text, key
 
 
@@ -112,12 +112,15 @@ def test_no_host_and_no_home_directory_is_told(tmp_path: Path) -> None:
 def test_a_text_is_one_line_without_control_characters(tmp_path: Path) -> None:
     row = row_of(Outcome.DIVERGED)
     hostile = dataclasses.replace(
-        row, summary=dataclasses.replace(row.summary, reason="a\n\x1b[31mb\u202ec" + "d" * 999)
+        row,
+        summary=dataclasses.replace(
+            row.summary, reason="a\n\x1b[31mb\u202ec\u061cd\xad\ufff9" + "e" * 999
+        ),
     )
 
     reason = logged(tmp_path, hostile).texts["reason"]
 
-    assert reason.startswith("a [31mb cd")
+    assert reason.startswith("a [31mb c d e")
     assert len(reason) == 500
 
 
@@ -196,8 +199,30 @@ def test_the_end_holds_the_choice_and_the_files_that_are_there(tmp_path: Path) -
 
     assert end.choice == "c0ffee"
     assert end.settings == BEST["settings"]
-    assert end.numbers == {"score": 71.5, "q_lower": 0.6, "margin_octaves": 2.0, "num_seeds": 5}
+    factors = {"ceiling": 90.0, "calm": 1.0, "smooth": 0.9, "kept": 1.0, "progress": 0.8}
+    numbers = {"score": 71.5, "q_lower": 0.6, "margin_octaves": 2.0, "num_seeds": 5}
+    assert end.numbers == {**numbers, **factors}
     assert end.files == (run.report_html, run.report_json)
+
+
+@pytest.mark.parametrize(
+    ("changes", "margin"),
+    [
+        ({"margin_is_capped": True}, "at least 2"),
+        ({}, "2"),
+        ({"margin_octaves": None, "margin_is_capped": None}, ""),
+    ],
+)
+def test_a_margin_that_was_not_tried_further_is_a_lower_bound(
+    changes: dict[str, object], margin: str, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path)
+    write_end(run)
+    document = json.loads(run.report_json.read_text())
+    document["best"] |= changes
+    run.report_json.write_text(json.dumps(document))
+
+    assert RunFiles(run.path).end("stable", 0).margin == margin
 
 
 def test_an_end_without_a_report_is_still_an_end(tmp_path: Path) -> None:

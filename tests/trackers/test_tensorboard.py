@@ -163,6 +163,7 @@ def test_the_verdict_is_there_to_read(folder: Path) -> None:
     said = event.summary.value[0].tensor.string_val[0].decode()
 
     assert "choice: c0ffee" in said
+    assert "margin: 2" in said
     assert f"score: {number(71.5)}" in said
     assert "clip_norm: null" in said
 

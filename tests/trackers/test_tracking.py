@@ -1,10 +1,12 @@
 import dataclasses
 import json
+import os
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,12 +42,19 @@ for number, line in enumerate(sys.stdin):
     log.flush()
     print(json.dumps({"logged": json.loads(sys.argv[4])} if number == 0 else {}), flush=True)
 """
-HANG = 'log.write(json.dumps({"do": "hang"}) + "\\n"); log.flush(); time.sleep(600)'
+# A pipe, at whose other end the test waits.
+HANG = 'open(sys.argv[1] + "-hangs", "w").close(); time.sleep(600)'
 DIE = "sys.exit(7)"
 FAIL = """
 print(json.dumps({"error": "ConnectionError: the server is gone"}), flush=True)
 sys.exit()
 """
+
+HALF = """
+sys.stdout.write('{"logg')
+sys.exit()
+"""
+LONG_S = 60.0  # a busy machine is no failure
 
 StartProcess = Callable[..., None]
 
@@ -54,13 +63,22 @@ StartProcess = Callable[..., None]
 def _script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StartProcess]:
     """Put a scripted process in the place of a tool's; all must be gone at the end."""
     processes: list[subprocess.Popen[str]] = []
+    os.mkfifo(tmp_path / "told-hangs")
+    monkeypatch.setattr(feeds, "_END_S", LONG_S)
 
-    def script(*, answers: int = 1000, after: str = "pass", logged: tuple[str, ...] = ()) -> None:
+    def script(
+        *,
+        answers: int = 1000,
+        after: str = "pass",
+        logged: tuple[str, ...] = (),
+        hangs_at_once: bool = False,
+    ) -> None:
         words = [str(tmp_path / "told"), str(answers), after, json.dumps(logged)]
+        program = "import time; time.sleep(600)" if hangs_at_once else PROCESS
 
         def start(_name: TrackerName, _log: object) -> "subprocess.Popen[str]":
             process = subprocess.Popen(  # noqa: S603 - our own words
-                [sys.executable, "-I", "-S", "-c", PROCESS, *words],
+                [sys.executable, "-I", "-S", "-c", program, *words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -88,9 +106,7 @@ def told_trials(tmp_path: Path) -> list[object]:
 
 
 def wait_until_it_hangs(tmp_path: Path) -> None:
-    path = tmp_path / "told"
-    while not (path.exists() and told(tmp_path)[-1:] == [{"do": "hang"}]):
-        time.sleep(0.01)  # the net is pytest's own time-out
+    (tmp_path / "told-hangs").read_text()
 
 
 def warnings_in(heard: list[Event]) -> list[str]:
@@ -141,15 +157,20 @@ def test_a_failure_is_one_warning_and_then_silence(tmp_path: Path, script: Start
     assert len(told(tmp_path)) == 3
 
 
-def test_a_failure_is_told_while_the_study_runs(tmp_path: Path, script: StartProcess) -> None:
+def test_a_failure_is_told_while_the_study_runs(
+    tmp_path: Path, script: StartProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script(answers=0, after=FAIL)
     heard: list[Event] = []
     run = write_run(tmp_path / "run")
+    (feed,) = made = [Feed(TrackerName.MLFLOW)]
+    monkeypatch.setattr(listening, "Feed", lambda _name: made.pop())
 
     with tracking(["mlflow"], heard.append) as hear:
         hear(started(run))
-        while not warnings_in(heard):  # the net is pytest's own time-out
-            hear(event(EventName.TRIAL_PROGRESS, trial_id="search-000", step=1))
+        assert feed.is_done_within(LONG_S)
+        hear(event(EventName.TRIAL_PROGRESS, trial_id="search-000", step=1))
+        assert len(warnings_in(heard)) == 1
         before = len(heard)
         hear(finished(run))
 
@@ -190,6 +211,44 @@ def test_a_process_that_dies_is_a_failure_that_names_the_log(
 
     (said,) = warnings_in(heard)
     assert said.startswith("wandb: its process ended; see run.log.")
+
+
+def test_half_an_answer_is_a_failure_too(tmp_path: Path, script: StartProcess) -> None:
+    script(answers=0, after=HALF)
+    heard: list[Event] = []
+
+    with tracking(["wandb"], heard.append) as hear:
+        for one in played(write_run(tmp_path / "run")):
+            hear(one)
+
+    (said,) = warnings_in(heard)
+    assert said.startswith("wandb: its answer cannot be read; see run.log.")
+
+
+def test_a_process_that_is_there_only_after_it_was_left_is_ended_at_once(
+    tmp_path: Path, script: StartProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(hangs_at_once=True)
+    monkeypatch.setattr(feeds, "_CLOSE_S", 600.0)
+    start, kill, was_left = feeds._start, Feed._kill, threading.Event()  # noqa: SLF001
+
+    def start_late(name: TrackerName, log: object) -> object:
+        assert was_left.wait(LONG_S)
+        return start(name, log)  # type: ignore[arg-type]
+
+    def kill_and_go_on(feed: Feed) -> None:
+        kill(feed)
+        was_left.set()
+
+    monkeypatch.setattr(feeds, "_start", start_late)
+    monkeypatch.setattr(Feed, "_kill", kill_and_go_on)
+    feed = Feed(TrackerName.WANDB)
+    feed.begin(write_run(tmp_path / "run").path, "1" * 32, [])
+
+    feed.leave()
+
+    assert feed.is_done_within(0.0)
+    assert feed.problem == ""
 
 
 def test_a_tool_that_hangs_is_left_after_a_bounded_time_and_what_is_left_is_counted(
@@ -235,19 +294,34 @@ def test_after_sigterm_nothing_is_waited_for(
     assert said.startswith("mlflow: 1 entry was not logged in time.")
 
 
-def test_a_study_that_was_stopped_waits_less_than_one_that_ended(
-    tmp_path: Path, script: StartProcess, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("verdict", "exit_code", "seconds"), [("stable", 0, 60.0), ("incomplete", 130, 5.0)]
+)
+def test_a_study_that_was_stopped_waits_less_than_one_that_ended(  # noqa: PLR0913, PLR0917 - a table
+    verdict: str,
+    exit_code: int,
+    seconds: float,
+    tmp_path: Path,
+    script: StartProcess,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(listening, "DRAIN_S", 600.0)
-    monkeypatch.setattr(listening, "INTERRUPTED_DRAIN_S", 0.1)
     script(answers=1, after=HANG)
+    waits: list[float] = []
+    monkeypatch.setattr(listening, "time", SimpleNamespace(monotonic=lambda: 7.0))
+    monkeypatch.setattr(Feed, "is_done_within", lambda _feed, wait_s: waits.append(wait_s))
     run = write_run(tmp_path / "run")
 
     with tracking(["mlflow"]) as hear:
         hear(started(run))
         end = finished(run)
-        fields = {**end.fields, "verdict": "incomplete", "exit_code": 130}
-        hear(dataclasses.replace(end, fields=fields))
+        hear(
+            dataclasses.replace(
+                end, fields={**end.fields, "verdict": verdict, "exit_code": exit_code}
+            )
+        )
+        wait_until_it_hangs(tmp_path)
+
+    assert waits == [1.0, seconds]  # a moment before it is said, then all of it
 
 
 def test_what_was_logged_before_is_not_logged_again(tmp_path: Path, script: StartProcess) -> None:

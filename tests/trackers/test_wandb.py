@@ -1,8 +1,12 @@
 """W&B for real, offline: the tracker in its own process, its files read with W&B's own records."""
 
+import contextlib
 import json
+import os
+import select
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +101,10 @@ def test_a_study_is_logged_offline_and_gone_on_with(tmp_path: Path, mark: str) -
         for row in rows()[:4]:
             write_trial(run, row)
             hear(trial_event(row))
-        while len(run_files(run.path)) < 4:  # before SIGTERM
-            hear(Event(name=EventName.TRIAL_PROGRESS, time=""))
-            assert warnings_in(heard) == []
+        wait_until(lambda: len(run_files(run.path)) == 4)  # before SIGTERM
+        hear(Event(name=EventName.TRIAL_PROGRESS, time=""))
+        assert warnings_in(heard) == []
+    wait_for_the_end(mark)  # W&B's own process sees that ours is gone, and writes no more
     heard.clear()
     logged = (run.path / "wandb" / "logged.txt").read_text().splitlines()
     again = {name for name in NAMES[:4] if name not in logged}  # half logged when it ended
@@ -111,7 +116,7 @@ def test_a_study_is_logged_offline_and_gone_on_with(tmp_path: Path, mark: str) -
             hear(one)
 
     assert warnings_in(heard) == []
-    assert kill_marked(mark) == 0
+    wait_for_the_end(mark)
     files = run_files(run.path)
     assert set(files) == {*NAMES, "study"}
     check_trial(files)
@@ -155,6 +160,7 @@ def check_end(files: dict[str, Path]) -> None:
         if one.WhichOneof("record_type") == "summary":
             summary |= items_of(one.summary.update)
     assert (summary["verdict"], summary["choice"], summary["score"]) == ("stable", "c0ffee", 71.5)
+    assert (summary["margin"], summary["progress"]) == ("2", 0.8)
     paths = {
         entry.path
         for one in found
@@ -194,10 +200,8 @@ def test_a_server_that_never_answers_is_left_with_its_processes(
             hear(started(run))
             write_trial(run, rows()[0])
             hear(trial_event(rows()[0]))
-            while not marked_cores(mark):
-                assert warnings_in(heard) == []
-        while marked_cores(mark):  # W&B's own process sees that ours is gone
-            pass
+            wait_until(lambda: bool(marked_cores(mark)))
+        wait_for_the_end(mark)
 
     (said,) = warnings_in(heard)
     assert said.startswith("wandb: 1 entry was not logged in time.")
@@ -219,6 +223,19 @@ def test_without_a_key_it_asks_nobody_and_says_so(
 
     (said,) = warnings_in(heard)
     assert "API key" in said
+    wait_for_the_end(mark)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    while not holds():  # the net is pytest's own time-out
+        time.sleep(0.1)
+
+
+def wait_for_the_end(mark: str) -> None:
+    """Wait until W&B's own processes have ended by themselves; nothing else may be left."""
+    for pid in marked_cores(mark):
+        with contextlib.suppress(ProcessLookupError), os.fdopen(os.pidfd_open(pid)) as ended:
+            select.select([ended], [], [])
     assert kill_marked(mark) == 0
 
 
