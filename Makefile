@@ -8,6 +8,9 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .PHONY: run check test clean
 
+# The suites start this program hundreds of times: it is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q
