@@ -17,9 +17,9 @@ class Privacy:
             only where it is the whole text.
 
     Example:
-        >>> privacy = Privacy(home="/root", aliases={"worker-1": "node-1", "worker-10": "node-2"})
-        >>> privacy.text("worker-10: /root/a and /rootfs/b, not worker-1.")
-        'node-2: ~/a and /rootfs/b, not node-1.'
+        >>> privacy = Privacy(home="/home/ann", aliases={"vm-10": "node-2", "vm-1x": "node-1"})
+        >>> privacy.text("vm-10: /home/ann/a, /home/anna/b, not vm-1x.")
+        'node-2: ~/a, /home/anna/b, not node-1.'
     """
 
     def __init__(self, *, home: str, aliases: Mapping[str, str]) -> None:

@@ -9,8 +9,8 @@ from stability_search.privacy import Privacy
     ("home", "text", "shown"),
     [
         ("/root", "/rootfs/data", "/rootfs/data"),
-        ("/root", "/mnt/root/data", "/mnt/root/data"),
-        ("/root", "./root/data", "./root/data"),
+        ("/ann", "/mnt/ann/data", "/mnt/ann/data"),
+        ("/ann", "./ann/data", "./ann/data"),
         ("/home/ann/", "in /home/ann.", "in ~."),
         ("/home/ann", "/home/ann.old /home/ann-2", "/home/ann.old /home/ann-2"),
         ("/home/ann", "--out=/home/ann/x '/home/ann/y' file:///home/ann",
