@@ -85,8 +85,13 @@ _NoWaitOption = Annotated[
     bool, typer.Option("--no-wait", help="Submit it and return; `logs --follow` follows it.")
 ]
 _PythonOption = Annotated[
-    str,
-    typer.Option("--python", metavar="PROGRAM", help="The cluster's Python that has this tool."),
+    str | None,
+    typer.Option(
+        "--python",
+        metavar="PROGRAM",
+        help="The cluster's Python that has this tool; default python.",
+        show_default=False,
+    ),
 ]
 _FolderOption = Annotated[
     str | None,
@@ -158,7 +163,7 @@ def submit(  # noqa: PLR0913 - one parameter per option
     dry_run: DryRunOption = False,
     insecure: InsecureOption = False,
     remote_output: _FolderOption = None,
-    python: _PythonOption = "python",
+    python: _PythonOption = None,
     max_upload_mib: _MaxUploadOption = 50,
     emit: EmitOption = None,
     image: ImageOption = None,

@@ -14,7 +14,7 @@ from stability_search.cluster.snapshot import (
     SnapshotOrder,
     status_file,
 )
-from stability_search.cluster.submitting import command_of, known_attempt, place_of
+from stability_search.cluster.submitting import PYTHON, command_of, known_attempt, place_of
 from stability_search.errors import InfrastructureError, UsageError
 
 _JOB_WAIT_S = 180.0  # until a short job has started and ended
@@ -81,7 +81,7 @@ def _snapshot(
     order = SnapshotOrder(name=name, folder=place.folder, status_format=status_format)
     request = JobRequest(
         id=f"{name}.look-{secrets.token_hex(4)}",
-        command=command_of("snapshot", order.to_text(), place.python),
+        command=command_of("snapshot", order.to_text(), place.python or PYTHON),
         node_id=job.node_id,
     )
     jobs.submit(request)

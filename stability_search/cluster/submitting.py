@@ -17,6 +17,7 @@ from stability_search.errors import UsageError, UserCodeError
 RUNS_FOLDER = "~/.stability-search/runs"  # on the node of the driver, of whoever runs Ray there
 FOLDER_KEY = "stability_search_folder"  # metadata of an attempt: where run directories are
 PYTHON_KEY = "stability_search_python"  # the same: which Python runs it
+PYTHON = "python"  # what runs it where nobody names one
 
 _SPACE_KEY = "stability_search_space"
 _FINAL = (0, 3, UserCodeError.exit_code)  # the same study would end in the same way
@@ -54,11 +55,12 @@ class Place:
 
     Attributes:
         folder: Where run directories are; `~` is the home of whoever runs Ray there.
-        python: The Python to run, a program of that node.
+        python: The Python to run, a program of that node; None takes the one of the study's
+            last attempt, or `python`.
     """
 
     folder: str = RUNS_FOLDER
-    python: str = "python"
+    python: str | None = None
 
 
 def submit(jobs: Jobs, name: str, parcel: Parcel, place: Place) -> Submission:
@@ -82,7 +84,8 @@ def submit(jobs: Jobs, name: str, parcel: Parcel, place: Place) -> Submission:
         if found is not Found.RESUMED:
             return Submission(name=name, attempt=job.id, found=found)
         number += 1
-        place = place_of(job)
+        earlier = place_of(job)  # its files are where they are; its Python may have been wrong
+        place = Place(folder=earlier.folder, python=place.python or earlier.python)
     jobs.upload(parcel.package_name, parcel.archive())
     attempt = attempt_id(name, number)
     node_id = "" if latest is None else _node_to_resume_on(jobs, latest[1])
@@ -124,7 +127,7 @@ def place_of(job: Job) -> Place:
     """Return where an attempt keeps its study."""
     return Place(
         folder=job.metadata.get(FOLDER_KEY, RUNS_FOLDER),
-        python=job.metadata.get(PYTHON_KEY, "python"),
+        python=job.metadata.get(PYTHON_KEY, PYTHON),
     )
 
 
@@ -159,15 +162,16 @@ def _node_to_resume_on(jobs: Jobs, job: Job) -> str:
 
 
 def _request(name: str, attempt: str, parcel: Parcel, place: Place, node_id: str) -> JobRequest:
+    python = place.python or PYTHON
     order = AttemptOrder(attempt=attempt, name=name, folder=place.folder, version=__version__)
     return JobRequest(
         id=attempt,
-        command=command_of("attempt", order.to_text(), place.python),
+        command=command_of("attempt", order.to_text(), python),
         num_cpus=_DRIVER_CPUS,
         node_id=node_id,
         metadata={
             FOLDER_KEY: place.folder,
-            PYTHON_KEY: place.python,
+            PYTHON_KEY: python,
             _SPACE_KEY: _space_sha256(parcel),
         },
         package=parcel.package_name,

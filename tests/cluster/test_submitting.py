@@ -137,6 +137,17 @@ def test_a_later_attempt_keeps_the_place_of_the_first(jobs: FakeJobs) -> None:
     assert jobs.requests[1].command.startswith("python3 ")
 
 
+def test_a_later_attempt_takes_another_python_where_one_is_named(jobs: FakeJobs) -> None:
+    send(jobs)  # with the default, which has not the tool
+    jobs.set("s", JobState.FAILED)
+
+    submit(jobs, "s", PARCEL, Place(folder="/ignored", python="/venv/bin/python"))
+
+    assert jobs.requests[0].command.startswith("python ")
+    assert jobs.requests[1].command.startswith("/venv/bin/python ")
+    assert "/ignored" not in jobs.requests[1].command
+
+
 def test_where_somebody_is_faster_theirs_is_followed(jobs: FakeJobs) -> None:
     def slow_find(job_id: str) -> Job | None:  # it appears between the look and the submission
         found = original(job_id)
