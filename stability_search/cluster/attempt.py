@@ -8,6 +8,7 @@ record says so. Ray asks every process of a job to end by SIGTERM; this one outl
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ class AttemptOrder:
 
 
 def run_attempt(order: AttemptOrder, *, address: str) -> AttemptResult:
-    """Run a study in the working directory, or go on with it where its run directory is there.
+    """Run a study with what was sent, or go on with it where its run directory is there.
 
     Args:
         order: Which.
@@ -63,9 +64,12 @@ def run_attempt(order: AttemptOrder, *, address: str) -> AttemptResult:
         words = _words(directory, Path(SPACE_FILE))
     except StabilitySearchError as error:
         return AttemptResult(exit_code=error.exit_code, problem=str(error))
-    exit_code, lines = _run([*words, "--address", address])
-    if exit_code == _TERMINATED:
-        _, lines = _run(["report", str(directory)], timeout_s=_REPORT_S)
+    # Two nodes of one machine share Ray's folder, and the second unpacks what was sent anew.
+    with tempfile.TemporaryDirectory(prefix="stability-search-sent-") as sent:
+        shutil.copytree(Path.cwd(), sent, dirs_exist_ok=True)
+        exit_code, lines = _run([*words, "--address", address], folder=sent)
+        if exit_code == _TERMINATED:
+            _, lines = _run(["report", str(directory)], folder=sent, timeout_s=_REPORT_S)
     return AttemptResult(exit_code=exit_code, lines=lines, run_directory=str(directory))
 
 
@@ -87,11 +91,14 @@ def _words(directory: Path, space_file: Path) -> list[str]:
     return ["resume", str(directory), *options]
 
 
-def _run(words: Sequence[str], timeout_s: float | None = None) -> tuple[int, tuple[str, ...]]:
-    """Run a command of ours; return its exit code and what it printed on standard output."""
+def _run(
+    words: Sequence[str], *, folder: str, timeout_s: float | None = None
+) -> tuple[int, tuple[str, ...]]:
+    """Run a command of ours in a folder; return its exit code and its standard output."""
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(  # noqa: S603 - our own command
             [sys.executable, "-m", "stability_search", *words],
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=output,
         )

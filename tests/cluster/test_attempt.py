@@ -25,13 +25,16 @@ search: {trials: 3}
 """
 # Stands in for our own command: notes its words, prints, and ends as its environment says.
 STAND_IN = """\
-import os, pathlib, sys, time
+import os, pathlib, shutil, sys, time
 folder = pathlib.Path(os.environ["STAND_IN"])
 with (folder / "words").open("a") as file:
     file.write(" ".join(sys.argv[1:]) + "\\n")
 if sys.argv[1] == "report":
     print("Incomplete.")
     sys.exit(0)
+if "VANISHES" in os.environ:  # as where another node of this machine unpacks what was sent
+    shutil.rmtree(os.environ["VANISHES"])
+    print("space.yaml is there:", pathlib.Path("space.yaml").is_file())
 print("Verdict.")
 print("news", file=sys.stderr)
 if "SLEEPS" in os.environ:
@@ -80,6 +83,18 @@ def test_a_study_that_is_not_there_is_run(folder: Path) -> None:
     directory = folder / "runs" / "s"
     assert words(folder) == [f"run --space space.yaml --output {directory} --address 1.2.3.4:5"]
     assert result == AttemptResult(exit_code=0, lines=("Verdict.",), run_directory=str(directory))
+
+
+def test_a_study_keeps_what_was_sent_although_the_working_directory_goes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = folder / "sent"
+    sent.mkdir()
+    (folder / "space.yaml").rename(sent / "space.yaml")
+    monkeypatch.chdir(sent)
+    monkeypatch.setenv("VANISHES", str(sent))
+    result = run_attempt(order(folder), address="1.2.3.4:5")
+    assert result.lines == ("space.yaml is there: True", "Verdict.")
 
 
 def test_a_study_that_is_there_goes_on_with_what_was_raised_since(folder: Path) -> None:
