@@ -13,6 +13,7 @@ from pathlib import Path
 
 from stability_search.errors import StoppedEarlyError, UsageError
 from stability_search.files import cannot_write, write_whole
+from stability_search.privacy import Privacy
 from stability_search.records import Json
 from stability_search.space import Space
 from stability_search.space_directory import (
@@ -252,12 +253,9 @@ def describe_environment(
 
 def with_tilde(values: Mapping[str, Json]) -> dict[str, Json]:
     """Show the home directory as `~` in every text of a flat mapping."""
-    home = str(Path.home())
-    if home in {"", "/"}:
-        return dict(values)
-    pattern = re.compile(re.escape(home) + r"(?![\w.-])")
+    privacy = Privacy(home=str(Path.home()), aliases={})
     return {
-        key: pattern.sub("~", value) if isinstance(value, str) else value
+        key: privacy.text(value) if isinstance(value, str) else value
         for key, value in values.items()
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from stability_search import space as spaces
 from stability_search.files import write_whole
+from stability_search.privacy import Privacy
 from stability_search.records import Json, Scalar, Stage, StepLabel, StepRecord, TrialRow
 from stability_search.scalars import safe_name, step_scalars
 from stability_search.scoring import probe_levels
@@ -89,7 +90,7 @@ class RunFiles:
         self._directory = directory
         self._space = spaces.load(directory / SPACE_FILE)
         self._scores = dict(_written_scores(directory / TRIALS_FILE))
-        self._home = str(Path.home())
+        self._privacy = Privacy(home=str(Path.home()), aliases={})
 
     def study(self, study_id: str) -> StudyLog:
         """Return the study."""
@@ -181,8 +182,7 @@ class RunFiles:
         return self._text(text)
 
     def _text(self, text: str) -> str:
-        if self._home not in {"", "/"}:
-            text = re.sub(re.escape(self._home) + r"(?![\w.-])", "~", text)
+        text = self._privacy.text(text)
         seen = text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
         return " ".join(seen.split())[:_MAX_TEXT]
 

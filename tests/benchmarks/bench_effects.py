@@ -9,15 +9,14 @@ intervals are too narrow.
 """
 
 import math
-import random
 from collections.abc import Mapping
 from typing import Any
 
 from stability_search.report.effects import Configuration, estimate
+from tests.report.test_effects import NAMES, planted
 
 COUNTS = (40, 120, 480)
 NUM_STUDIES = 300
-NAMES = ("learning_rate", "precision", "clip_norm", "cap")
 
 
 def chance(settings: Mapping[str, Any]) -> float:
@@ -26,24 +25,6 @@ def chance(settings: Mapping[str, Any]) -> float:
     odds -= 1.2 * (settings["precision"] == "fp16") + 0.8 * (settings["cap"] is None)
     odds += 0.3 * (settings["clip_norm"] is not None)
     return 1 / (1 + math.exp(-odds))
-
-
-def study(count: int, seed: int) -> list[Configuration]:
-    """Return the configurations of one study and how they ended."""
-    draw = random.Random(seed)  # noqa: S311 - a simulation
-    found = []
-    for index in range(count):
-        settings = {
-            "config_id": f"c{index}",
-            "trial_id": f"t{index}",
-            "learning_rate": 10 ** draw.uniform(-4, -1),
-            "precision": draw.choice(["fp32", "bf16", "fp16"]),
-            "clip_norm": draw.choice([None, 1.0]),
-            "cap": draw.choice([None, 30.0]),
-        }
-        stable = float(draw.random() < chance(settings))
-        found.append(Configuration(settings=settings, stable=stable))
-    return found
 
 
 def truth(configurations: list[Configuration], name: str, text: str) -> float:
@@ -65,7 +46,7 @@ def coverage(count: int) -> tuple[int, int]:
     """Return how many intervals held the truth, and how many there were."""
     held = total = 0
     for seed in range(NUM_STUDIES):
-        configurations = study(count, seed)
+        configurations = planted(chance, count=count, seed=seed)
         for effect in estimate(configurations, NAMES).effects:
             for level in effect.levels:
                 if level.number is not None:
