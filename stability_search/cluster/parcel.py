@@ -1,20 +1,19 @@
 """The files that are sent with a study: its space file, and its task's file or package."""
 
-import ast
 import hashlib
 import importlib.machinery
 import io
 import re
 import sys
 import sysconfig
-import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stability_search.cluster.ignoring import files_of
 from stability_search.errors import UsageError
+from stability_search.neighbours import with_neighbours
 from stability_search.space import Space
 from stability_search.space_directory import task_facts, text_beside_task
 
@@ -148,29 +147,13 @@ def _file_of(space: Space) -> tuple[dict[str, bytes], tuple[str, ...]]:
     name = str(task_facts(space)["task_file"])  # its place beside the space file; it can be read
     path = Path(space.task.file)
     content = _content_of(path)
-    beside = sorted(_imported_from_beside(content, path))
+    beside = {place.partition("/")[0].removesuffix(".py") for place in with_neighbours(path)}
     notes = tuple(
         f"{path.name} imports {module}, which lies beside it and is not sent: only the task's own "
         "file is. Make both a package and name the task as package.module:Class."
-        for module in beside
+        for module in sorted(beside - {path.stem})
     )
     return {Path(name).as_posix(): content}, notes
-
-
-def _imported_from_beside(content: bytes, path: Path) -> Iterator[str]:
-    """Find imported modules that are files or folders beside a task's file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the file's own escapes are not our business
-        tree = ast.parse(content)
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.partition(".")[0])
-    for name in names - {path.stem}:
-        if (path.parent / f"{name}.py").is_file() or (path.parent / name).is_dir():
-            yield name
 
 
 def _package_of(
