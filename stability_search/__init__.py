@@ -15,11 +15,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # type checkers see the real names; at run time `__getattr__` loads them
-    from stability_search.alarms import AlarmWatch
+    from stability_search.alarms.watch import AlarmWatch
     from stability_search.engine import GuardedEngine, cap_logits
     from stability_search.run_tables import read_run
     from stability_search.search.study import run
-    from stability_search.settings import AlarmSettings, EngineSettings
+    from stability_search.settings.alarms import AlarmSettings
+    from stability_search.settings.engine import EngineSettings
 
 __version__ = "0.1.0"
 
@@ -35,9 +36,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AlarmSettings": "stability_search.settings",
-    "AlarmWatch": "stability_search.alarms",
-    "EngineSettings": "stability_search.settings",
+    "AlarmSettings": "stability_search.settings.alarms",
+    "AlarmWatch": "stability_search.alarms.watch",
+    "EngineSettings": "stability_search.settings.engine",
     "GuardedEngine": "stability_search.engine",
     "cap_logits": "stability_search.engine",
     "read_run": "stability_search.run_tables",

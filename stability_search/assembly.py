@@ -12,7 +12,7 @@ from torch import nn
 from stability_search.engine import GuardedEngine
 from stability_search.engine.batches import move
 from stability_search.seeding import derive_seed
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 from stability_search.tasks.base import HasInitGainParameters, HasParameterGroups, Task
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stability_search.records import finite_or_none
+from stability_search.records.values import finite_or_none
 
 LEARNING_RATES = (0.3, 0.03, 0.003)
 STEPS_PER_RATE = 100

@@ -4,12 +4,13 @@ An event is news, never the truth: the ledger is. Nothing reads events back.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeAlias
 
-from stability_search.records import Json
+from stability_search.records.values import Json
 
 SCHEMA = "stability-search/events/1"
 
@@ -118,6 +119,14 @@ class Event:
         return {"schema": SCHEMA, "event": str(self.name), "time": self.time, **fields}
 
 
+Listener: TypeAlias = Callable[[Event], None]
+"""Hears what happens in a study."""
+
+
+def ignore(_event: Event) -> None:
+    """Listen to nothing."""
+
+
 _NAMES = frozenset(str(name) for name in EventName)
 
 # A mapping of settings may be any Mapping, and a tuple may stand for a list.
@@ -132,6 +141,22 @@ def _finite(value: _Loose) -> Json:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def stamp(when: datetime) -> str:
+    """Return a time in UTC as events and the ledger write it."""
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def message(level: str, text: str) -> Event:
+    """Return an event that says something in words, now.
+
+    Args:
+        level: `info`, `warning` or `error`.
+        text: What happened.
+    """
+    fields: dict[str, Json] = {"level": level, "text": text}
+    return Event(name=EventName.MESSAGE, time=stamp(datetime.now(UTC)), fields=fields)
 
 
 def as_markdown() -> str:

@@ -7,11 +7,12 @@ environment variable, see patches/README.md. Removing the line removes every eff
 import sys
 
 from stability_search.errors import UsageError
+from stability_search.inert import inert
 from stability_search.patches import install
 
 try:
     install()
 except UsageError as error:  # before anything was trained: one line each, and no traceback
     for line in str(error).splitlines():
-        sys.stderr.write(f"CRITICAL {line}\n")
+        sys.stderr.write(f"CRITICAL {inert(line)}\n")
     sys.exit(UsageError.exit_code)

@@ -1,78 +1,183 @@
-"""A task's file and the modules beside it that it imports: what it needs to be built elsewhere.
+"""A task's file or package and what is imported beside it: what the task needs to be built.
 
-Imports are read from the syntax tree; nothing is run.
+Imports are read from the syntax tree: nothing is run. A package counts whole, with its data; what
+is hidden or made by Python is never needed.
 """
 
 import ast
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
+from importlib.machinery import (
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    ModuleSpec,
+    SourceFileLoader,
+)
 from pathlib import Path
 
+from stability_search.errors import UsageError
+
 _OURS = "stability_search"
+_MAX_SOURCE_BYTES = 20 * 2**20  # more was not written by hand
 _SKIPPED = ("__pycache__", "node_modules")
 
+Keep = Callable[[Path], bool]
+"""Says of a file or folder whether it is wanted."""
 
-def with_neighbours(file: Path) -> dict[str, Path]:
-    """Return a Python file and what it imports from its own folder, directly or not.
+_Module = tuple[str, ...]  # its dotted name in parts
 
-    A package that lies there counts whole, with its data; what is hidden or made by Python is
-    left out.
+
+def modules_beside(file: Path) -> dict[str, Path]:
+    """Return what a Python file imports from its own folder, directly or not.
 
     Args:
-        file: The file; one that is no Python has no neighbours.
+        file: The file; one that is no Python imports nothing.
 
     Returns:
-        Where each is, by its path in that folder.
+        Where each is, by its path in that folder; the file itself is not among them.
+
+    Raises:
+        UsageError: A folder cannot be read.
     """
-    folder, files = file.parent, {file.name: file}
-    waiting = [file]
-    while waiting:
-        for name in _imported(waiting.pop()):
-            found = _local_module(folder, name) if name != _OURS else {}
-            for relative, path in found.items():
-                if relative not in files:
-                    files[relative] = path
-                    waiting.append(path)
-    return files
+    found = Gathering(file.parent, lambda _: True)
+    found.add(file)
+    return {name: path for name, path in found.files.items() if path != file}
 
 
-def files_of_package(package: Path) -> dict[str, Path]:
-    """Return the files of a package's folder, by their path in the folder that it lies in."""
-    return {path.relative_to(package.parent).as_posix(): path for path in files_in(package)}
+def files_in(folder: Path, keep: Keep = lambda _: True) -> dict[str, Path]:
+    """Return the files of a folder by their path in it, but for what is hidden or made by Python.
+
+    Args:
+        folder: The folder. Links to folders are not followed.
+        keep: Says of a file or folder whether it is wanted.
+
+    Raises:
+        UsageError: A folder cannot be read.
+    """
+    return {path.relative_to(folder).as_posix(): path for path in _walk(folder, keep)}
 
 
-def files_in(folder: Path) -> Iterator[Path]:
-    """Go through the files of a folder; what is hidden or made by Python is left out."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in _SKIPPED:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            yield from files_in(path)
-        elif path.is_file():
-            yield path
+class Gathering:
+    """The files of one folder that a task needs.
+
+    Args:
+        folder: The folder; modules are looked for here.
+        keep: Says of a file or folder whether it is wanted.
+    """
+
+    def __init__(self, folder: Path, keep: Keep) -> None:
+        self._folder, self._keep = folder, keep
+        self._finders: dict[Path, FileFinder] = {}
+        self._seen = {_OURS}
+        self._imported: set[_Module] = set()
+        self.files: dict[str, Path] = {}
+
+    def add(self, place: Path) -> None:
+        """Add a file, or a package with all that is in it, and what is imported there."""
+        self._seen.add(place.name.removesuffix(".py"))
+        waiting = [place]
+        while waiting:
+            place = waiting.pop()
+            for path in _walk(place, self._keep) if place.is_dir() else (place,):
+                name = path.relative_to(self._folder)
+                self.files[name.as_posix()] = path
+                imported = _imports_of(path, name.parent.parts)
+                self._imported |= imported
+                waiting += self._beside({module[0] for module in imported})
+
+    def _beside(self, tops: set[str]) -> list[Path]:
+        """Return the modules of these names that lie here, each only once."""
+        new = sorted(tops - self._seen)
+        self._seen.update(new)
+        places = (self._find(self._folder, top) for top in new)
+        return [place for place in places if place is not None and self._keep(place)]
+
+    def imported_of(self, paths: Container[str]) -> list[str]:
+        """Return which of these files and folders are imported by the files, or hold such ones."""
+        found: set[str] = set()
+        for module in self._imported:
+            place = self._folder
+            for part in module:
+                beyond = self._find(place, part)
+                if beyond is None:  # it is no module, but something in one
+                    break
+                place = beyond
+                name = place.relative_to(self._folder)
+                ways = (*reversed(name.parents), name, name / "__init__.py")
+                found.update(way.as_posix() for way in ways if way.as_posix() in paths)
+        return sorted(found)
+
+    def _find(self, folder: Path, name: str) -> Path | None:
+        """Return the file of a module, or the folder of a package, that lies in a folder."""
+        if folder not in self._finders:  # those of Python may be behind what was just written
+            loaders = (
+                (ExtensionFileLoader, EXTENSION_SUFFIXES),
+                (SourceFileLoader, SOURCE_SUFFIXES),
+            )
+            self._finders[folder] = FileFinder(str(folder), *loaders)
+        place = place_of(self._finders[folder].find_spec(name))
+        if place is None or place.is_file():
+            return place
+        has_code = any(place.glob("*.py")) or any(place.glob("*/__init__.py"))
+        return place if has_code else None  # a folder of data may be called like a module
 
 
-def _imported(path: Path) -> set[str]:
-    """Return the top names that a Python file imports absolutely; none where it is no Python."""
+def _imports_of(path: Path, package: Sequence[str]) -> set[_Module]:
+    """Return the modules that a Python file may import; none where it is no Python.
+
+    Args:
+        path: The file.
+        package: The package that it is in; empty for none.
+    """
     if path.suffix != ".py":
         return set()
     try:
+        if path.stat().st_size > _MAX_SOURCE_BYTES:
+            return set()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the file's own escapes are not our business
             tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return set()  # whoever loads it says so
-    names: set[str] = set()
+    found: set[_Module] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.partition(".")[0])
-    return names
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level <= len(package):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*above, *(node.module.split(".") if node.module else ()))
+            found |= {(*module, alias.name) for alias in node.names}
+    return found
 
 
-def _local_module(folder: Path, name: str) -> dict[str, Path]:
-    file, package = folder / f"{name}.py", folder / name
-    if package.is_dir() and any(package.glob("*.py")):
-        return files_of_package(package)
-    return {file.name: file} if file.is_file() else {}
+def _walk(folder: Path, keep: Keep) -> Iterator[Path]:
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise cannot_read(folder, error) from error
+    for path in inside:
+        if path.name in _SKIPPED or not keep(path) or path.name.startswith("."):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from _walk(path, keep)
+        elif path.is_file():
+            yield path
+
+
+def place_of(found: ModuleSpec | None) -> Path | None:
+    """Return the folder of a package, the file of a module; None for what is in no file."""
+    if found is None:
+        return None
+    if found.submodule_search_locations is not None:
+        return next(map(Path, found.submodule_search_locations), None)
+    return Path(found.origin) if found.has_location and found.origin else None
+
+
+def cannot_read(path: Path, error: OSError) -> UsageError:
+    """Return what to say of a file or folder of a task that cannot be read."""
+    return UsageError(
+        f"{path}: the task needs it, and it cannot be read: {error.strerror}.",
+        hint="Mend that, or name it in .gitignore if the task does without it.",
+    )

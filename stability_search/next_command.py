@@ -4,10 +4,10 @@ import shlex
 from typing import TYPE_CHECKING
 
 from stability_search.errors import StoppedEarlyError, UserCodeError
-from stability_search.records import Verdict, VerdictKind
+from stability_search.records.verdict import Verdict, VerdictKind
 
 if TYPE_CHECKING:
-    from stability_search.settings import SearchSettings
+    from stability_search.settings.study import SearchSettings
 
 _DIGITS = 15  # of a budget in seconds: as many as a float has
 

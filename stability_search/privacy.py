@@ -1,4 +1,4 @@
-"""What must not be read in anything that leaves the machine: home directories and host names."""
+"""What must not be read elsewhere: home directories, host names, and passwords within URLs."""
 
 import re
 from collections.abc import Mapping
@@ -6,10 +6,23 @@ from collections.abc import Mapping
 _BEFORE_PATH = r"(?<![\w.~-])"
 _AFTER_PATH = r"(?![\w-]|\.\w)"  # a full stop may end a sentence
 _MIN_NAME = 4  # shorter host names would be replaced inside ordinary texts
+# What should be escaped in a password often is not, so all up to the last @ counts, unless it
+# begins like a port. A single slash: a URL that was taken for a path.
+_USER = re.compile(r"(?<=:/)(/?)(?:[^\s/?#@:]*:(?!\d{1,5}[/?#])\S*|[^\s/?#]*)@")
+
+
+def without_passwords(text: str) -> str:
+    """Return a text whose URLs have neither user nor password.
+
+    Example:
+        >>> without_passwords("ray: no answer from 'http://me:pw@gpu-box:8265'")
+        "ray: no answer from 'http://***@gpu-box:8265'"
+    """
+    return _USER.sub(r"\1***@", text)
 
 
 class Privacy:
-    """Replaces the home directory and host names, and remembers: texts occur many times.
+    """Replaces home directory, host names and passwords, and remembers: texts occur many times.
 
     Args:
         home: Home directory, shown as `~`; empty or `/` where there is none.
@@ -41,6 +54,7 @@ class Privacy:
     def _without(self, text: str) -> str:
         if text in self._aliases:
             return self._aliases[text]
+        text = without_passwords(text)
         if self._home is not None:
             text = self._home.sub("~", text)
         if self._hosts is not None:

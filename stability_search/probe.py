@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stability_search.engine import GuardedEngine
-from stability_search.records import finite_or_none
+from stability_search.records.values import finite_or_none
 from stability_search.tally import mean_or_none
 from stability_search.tasks.base import HasMetrics, HasProbeLoss, Task
 

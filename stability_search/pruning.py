@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, Self
 
-from stability_search.settings import KillRule
+from stability_search.settings.trial import KillRule
 
 # Alternatives to r0, as shares of the way from r0 to 1: .15, .40 and .80 at r0 = .05. Fixed
 # rates would lie below a larger r0 and then kill trials without a single bad step.

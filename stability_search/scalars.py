@@ -2,7 +2,7 @@
 
 import re
 
-from stability_search.records import StepLabel, StepRecord
+from stability_search.records.step import StepLabel, StepRecord
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_\-. ]")
 _MAX_NAME = 100

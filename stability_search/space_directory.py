@@ -13,13 +13,15 @@ from pathlib import Path
 
 from stability_search.errors import LockedError, UsageError
 from stability_search.files import cannot_write, remove_parts, write_whole
-from stability_search.neighbours import with_neighbours
-from stability_search.records import Json
+from stability_search.ignoring import Why, as_patterns
+from stability_search.neighbours import modules_beside
+from stability_search.records.values import Json
 from stability_search.space import Space
+from stability_search.task_files import MAX_MIB, files_of_task
 
 DEFAULT_PARENT = Path("reports")
 _MAX_DIFFERENCE_LINES = 40
-_MAX_COPIED_BYTES = 50 * 2**20  # of a task's files; of more the modules alone
+_MAX_COPIED_BYTES = MAX_MIB * 2**20  # of a task's files; of more the modules alone
 _NUM_LOCK_TRIES = 20  # `status` holds the lock, too, for as long as it takes to ask for it
 _LOCK_PAUSE_S = 0.01
 
@@ -111,7 +113,7 @@ def task_facts(space: Space) -> dict[str, Json]:
     return {
         "original_folder": str(space.folder),
         "original_task_file": space.task.file,
-        "task_file": _name_beside_space(space),
+        "task_file": place_beside_space(space),
         "task_sha256": task_sha256(Path(space.task.file)) if space.task.file else "",
         "task_modules": {name: task_sha256(path) for name, path in modules.items()},
     }
@@ -168,7 +170,7 @@ def _refuse_changed_file(copy: Path, original: Path, sha256: Json) -> None:
 def text_beside_task(space: Space) -> str:
     """Return the space's text; a task file from outside its folder is named as its copy."""
     written, _, class_name = space.task_name.rpartition(":")
-    name = _name_beside_space(space)
+    name = place_beside_space(space)
     if not name or name == str(Path(written)):
         return space.text
     line = re.compile(rf"^(task\s*:\s*[\"']?){re.escape(space.task_name)}", re.MULTILINE)
@@ -179,17 +181,32 @@ def copy_task_file(path: Path, space: Space) -> None:
     """Copy a task's file, and what it imports from beside it, into a directory.
 
     A built-in task has none. The data of a package is left where it is if all of it would be
-    more than 50 MiB: a run directory is no place for data sets.
+    more than 50 MiB: a run directory is no place for data sets. What is not to leave this machine
+    is ignored by git there, too, and so is still not sent when the copy is.
 
     Raises:
+        UsageError: A folder of the task cannot be read.
         StoppedEarlyError: It cannot be copied.
     """
     if not space.task.file:
         return
-    copy = path / _name_beside_space(space)
+    copy = path / place_beside_space(space)
     _copy(Path(space.task.file), copy)
-    for name, source in _of_bearable_size(_beside_task(space)).items():
+    beside = _of_bearable_size(_beside_task(space))
+    for name, source in beside.items():
         _copy(source, copy.parent / name)
+    private = _private_of(space).intersection(
+        part.as_posix() for name in beside for part in (Path(name), *Path(name).parents)
+    )
+    if private:
+        write_whole(copy.with_name(".gitignore"), as_patterns(private))
+
+
+def _private_of(space: Space) -> set[str]:
+    """Return what is not to leave this machine, but for what its name alone keeps back."""
+    found = files_of_task(space.task, import_path=space.folder)
+    held_back = {} if found is None else found.held_back
+    return {name for name, why in held_back.items() if why is not Why.NAME}
 
 
 def _copy(source: Path, copy: Path) -> None:
@@ -203,10 +220,7 @@ def _copy(source: Path, copy: Path) -> None:
 
 def _beside_task(space: Space) -> dict[str, Path]:
     """Return what a task's file imports from beside it, by the path there."""
-    file = Path(space.task.file)
-    if not space.task.file:
-        return {}
-    return {name: path for name, path in with_neighbours(file).items() if path != file}
+    return modules_beside(Path(space.task.file)) if space.task.file else {}
 
 
 def _of_bearable_size(files: Mapping[str, Path]) -> Mapping[str, Path]:
@@ -234,8 +248,11 @@ def _difference(copy: Path, original: Path) -> str:
     return text_difference(before, after, name_before=str(copy), name_after=str(original))
 
 
-def _name_beside_space(space: Space) -> str:
-    """Return the task file's place in the directory; empty for a task in a module."""
+def place_beside_space(space: Space) -> str:
+    """Return the place of the task's file from its space file; empty for a task in a module.
+
+    One from outside the space file's folder comes to lie beside it.
+    """
     if not space.task.file:
         return ""
     written = Path(space.task_name.rpartition(":")[0])

@@ -5,7 +5,8 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 
-from stability_search.records import Scalar
+from stability_search.inert import inert
+from stability_search.records.values import Scalar
 
 # Blank and unseen characters may stand before it; the last four are full-width forms of + - = @.
 _FORMULA_START = re.compile(
@@ -21,11 +22,12 @@ def csv_text(header: Sequence[str], rows: Iterable[Iterable[Scalar]]) -> str:
         rows: Their values; None is the empty cell.
 
     Returns:
-        Lines that end in a line feed. Text that starts like a formula has an apostrophe in front.
+        Lines that end in a line feed. Text that starts like a formula has an apostrophe in front,
+        and what cannot be seen in it is spelled out, line ends too: a row is a line.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_inert(name) for name in header])
+    writer.writerow([_text(name) for name in header])
     writer.writerows([_cell(value) for value in row] for row in rows)
     return out.getvalue()
 
@@ -33,9 +35,8 @@ def csv_text(header: Sequence[str], rows: Iterable[Iterable[Scalar]]) -> str:
 def _cell(value: Scalar) -> Scalar:
     if value is None:
         return ""
-    return _inert(value) if isinstance(value, str) else value
+    return _text(value) if isinstance(value, str) else value
 
 
-def _inert(value: str) -> str:
-    lines = value.replace("\r\n", "\n").replace("\r", "\n")  # csv leaves a bare \r unquoted
-    return f"'{lines}" if _FORMULA_START.match(lines) else lines
+def _text(value: str) -> str:
+    return f"'{inert(value)}" if _FORMULA_START.match(value) else inert(value)

@@ -9,17 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from stability_search.records import Json, Outcome, Stage, TrialRow, finite_or_none
-from stability_search.scoring import (
-    S_V1,
-    ZERO_RUN,
-    RunScore,
-    StabilityScore,
-    bad_rate_bound,
-    probe_levels,
-    stability_score,
-)
-from stability_search.settings import StudySettings
+from stability_search.records.trial import Outcome, Stage, TrialRow
+from stability_search.records.values import Json, finite_or_none
+from stability_search.scoring.chance import bad_rate_bound
+from stability_search.scoring.configuration import StabilityScore, stability_score
+from stability_search.scoring.constants import S_V1
+from stability_search.scoring.run import ZERO_RUN, RunScore, probe_levels
+from stability_search.settings.study import StudySettings
 from stability_search.yardstick import Yardstick, readings, score_completed
 
 LEARNING_RATE = "learning_rate"

@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 
 from stability_search.errors import UsageError
 from stability_search.files import write_whole
-from stability_search.records import Scalar, StepLabel, StepRecord, TrialRow, finite_or_none
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import TrialRow
+from stability_search.records.values import Scalar, finite_or_none
 
 _ROW_KEY = b"stability_search.row"
 _ROW_SUM_KEY = b"stability_search.row_sha256"

@@ -20,9 +20,13 @@ import pyarrow.parquet as pq
 from stability_search.columns import COLUMNS, RESERVED_NAMES, Column, Dtype, TableName
 from stability_search.errors import UsageError
 from stability_search.files import write_whole
-from stability_search.records import Json, Outcome, Stage, TrialRow, Verdict
-from stability_search.scoring import S_V1, RunScore, probe_levels
-from stability_search.settings import EngineSettings, StudySettings
+from stability_search.records.trial import Outcome, Stage, TrialRow
+from stability_search.records.values import Json
+from stability_search.records.verdict import Verdict
+from stability_search.scoring.constants import S_V1
+from stability_search.scoring.run import RunScore, probe_levels
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.study import StudySettings
 from stability_search.spreadsheet import csv_text
 from stability_search.standing import (
     ConfigurationStanding,

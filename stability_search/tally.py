@@ -4,16 +4,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stability_search.alarms import Alarm, OverflowCount
-from stability_search.records import (
-    ControlEnd,
-    Outcome,
-    StepLabel,
-    StepRecord,
-    TrialSummary,
-    finite_or_none,
-)
-from stability_search.settings import TrialConfig
+from stability_search.alarms.alarm import Alarm
+from stability_search.alarms.overflows import OverflowCount
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import ControlEnd, Outcome, TrialSummary
+from stability_search.records.values import finite_or_none
+from stability_search.settings.trial import TrialConfig
 
 
 @dataclass(kw_only=True, slots=True)

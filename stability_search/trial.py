@@ -23,28 +23,23 @@ from typing import Any, Protocol
 
 import torch
 
-from stability_search.alarms import AlarmWatch
+from stability_search.alarms.watch import AlarmWatch
 from stability_search.assembly import build_engine, initial_model, training_stream
 from stability_search.blind import run_blind
 from stability_search.engine import GuardedEngine
 from stability_search.engine.batches import move
 from stability_search.engine.half_weights import keep_no_half_precision
-from stability_search.engine.step import LossFn, is_out_of_memory
+from stability_search.engine.losses import LossFn, is_out_of_memory
 from stability_search.errors import UsageError
 from stability_search.probe import probe_loss, read_metrics, read_probe
 from stability_search.pruning import KillTest, LossStop
-from stability_search.records import (
-    ControlEnd,
-    Outcome,
-    StepLabel,
-    StepRecord,
-    TrialSummary,
-    finite_or_none,
-)
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import ControlEnd, Outcome, TrialSummary
+from stability_search.records.values import finite_or_none
 from stability_search.seeding import SEED_BITS, derive_seed
-from stability_search.settings import (
+from stability_search.settings.alarms import OnAlarm
+from stability_search.settings.trial import (
     TRIAL_SETTING_NAMES,
-    OnAlarm,
     TrialConfig,
     TrialConstants,
     config_id,

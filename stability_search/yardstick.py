@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from statistics import stdev
 from typing import Literal, TypeAlias
 
-from stability_search.records import Outcome, Stage, TrialRow, TrialSummary
-from stability_search.scoring import (
+from stability_search.records.trial import Outcome, Stage, TrialRow, TrialSummary
+from stability_search.scoring.run import (
     LEVEL_READINGS,
     NUM_READINGS,
     RunScore,
     calm_factor,
-    count_spikes,
     probe_levels,
     score_run,
 )
+from stability_search.scoring.spikes import count_spikes
 
 BaselineSource: TypeAlias = Literal["start", "baseline", "blind", ""]
 _Measured: TypeAlias = tuple[float, Sequence[float | None]]  # a loss, and that per probe batch

@@ -103,6 +103,7 @@ UNSEEN = (  # letters that cannot be seen or stand elsewhere than they seem to
     "soft\u00adhyphen",
     "\U000e0041\U000e0042 tags",
     "\ufff9ruby\ufffanote\ufffb",
+    "filler\u3164\u115f\uffa0 blank\u2800 variant\ufe0f\U000e0100",
     "\ud800 lone",
     "\udfff\ud800 swapped",
     "Z\u0351\u036b\u0343\u036aa\u0342\u034c",

@@ -9,16 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stability_search.records import (
-    ChoiceReason,
-    Outcome,
-    Stage,
-    TrialRow,
-    TrialSummary,
-    Verdict,
-    VerdictKind,
-)
-from stability_search.settings import ConfirmSettings, SearchSettings, StudySettings, config_id
+from stability_search.records.trial import Outcome, Stage, TrialRow, TrialSummary
+from stability_search.records.verdict import ChoiceReason, Verdict, VerdictKind
+from stability_search.settings.study import ConfirmSettings, SearchSettings, StudySettings
+from stability_search.settings.trial import config_id
 
 SPACE_SETTINGS = (
     "batch_size",

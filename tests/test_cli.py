@@ -23,7 +23,7 @@ from stability_search.errors import (
     UserCodeError,
 )
 from stability_search.events import Event
-from stability_search.records import Verdict, VerdictKind
+from stability_search.records.verdict import Verdict, VerdictKind
 
 SPACE = """\
 task: teacher
@@ -156,10 +156,10 @@ def test_the_verdict_reaches_stdout_while_descriptor_1_leads_to_a_log(
 
 def test_run_hands_on_every_option(study: FakeStudy) -> None:
     words = ["run", "--space", "teacher.yaml", "--set", "trial.steps=50", "--set", "seed=7"]
-    assert main([*words, "--output", "there", "--address", "ray://head:10001"]) == 0
+    assert main([*words, "--output", "there", "--address", "head:6379"]) == 0
 
     [(name, call)] = study.calls
-    assert (name, call["output"], call["address"]) == ("run", Path("there"), "ray://head:10001")
+    assert (name, call["output"], call["address"]) == ("run", Path("there"), "head:6379")
     assert (call["space"].study.trial_steps, call["space"].study.seed) == (50, 7)
     assert call["command"].startswith("stability-search run --space teacher.yaml --set trial")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from stability_search.records import ControlEnd, Outcome, Stage, TrialRow, TrialSummary
-from stability_search.settings import KillRule, TaskReference, TrialConfig, TrialConstants
+from stability_search.records.trial import ControlEnd, Outcome, Stage, TrialRow, TrialSummary
+from stability_search.settings.trial import KillRule, TaskReference, TrialConfig, TrialConstants
 from stability_search.testing import BrokenLoss, plant
 from stability_search.trial import Clock, Progress, is_drawn_for_control, run_trial
 from stability_search.yardstick import probe_steps

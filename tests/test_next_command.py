@@ -8,8 +8,8 @@ import pytest
 from stability_search.cli.next_step import next_step
 from stability_search.errors import StoppedEarlyError, UserCodeError
 from stability_search.next_command import next_command
-from stability_search.records import Verdict, VerdictKind
-from stability_search.settings import SearchSettings
+from stability_search.records.verdict import Verdict, VerdictKind
+from stability_search.settings.study import SearchSettings
 
 SPACE = """\
 task: teacher

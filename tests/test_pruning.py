@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stability_search.pruning import ALTERNATIVES, KillTest, LossStop
-from stability_search.settings import KillRule
+from stability_search.settings.trial import KillRule
 
 KILL_VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text())["kill"]
 SHARES = np.array(ALTERNATIVES)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import stability_search
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = (

@@ -13,9 +13,10 @@ import pytest
 from stability_search import run_tables
 from stability_search.columns import COLUMNS, RESERVED_NAMES, Column
 from stability_search.errors import UsageError
-from stability_search.records import StepRecord, TrialRow
+from stability_search.records.step import StepRecord
+from stability_search.records.trial import TrialRow
 from stability_search.run_tables import UnreadStepsWarning, read_run
-from stability_search.settings import SETTING_NAMES
+from stability_search.settings.trial import SETTING_NAMES
 from stability_search.step_files import (
     encode_steps,
     read_steps,

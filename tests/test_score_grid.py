@@ -13,7 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from stability_search.scoring import count_spikes, probe_levels, score_run, stability_score
+from stability_search.scoring.configuration import stability_score
+from stability_search.scoring.run import probe_levels, score_run
+from stability_search.scoring.spikes import count_spikes
 
 VOCABULARY, WIDTH, LENGTH, STEPS = 32, 32, 16, 100
 OCTAVES = range(-16, 5, 2)

@@ -10,19 +10,11 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from stability_search.scoring import (
-    S_V1,
-    ZERO_RUN,
-    ScoreConstants,
-    bad_rate_bound,
-    calm_factor,
-    count_spikes,
-    mean_lower_bound,
-    probe_levels,
-    score_run,
-    sign_flip_p,
-    stability_score,
-)
+from stability_search.scoring.chance import bad_rate_bound, sign_flip_p
+from stability_search.scoring.configuration import mean_lower_bound, stability_score
+from stability_search.scoring.constants import S_V1, ScoreConstants
+from stability_search.scoring.run import ZERO_RUN, calm_factor, probe_levels, score_run
+from stability_search.scoring.spikes import count_spikes
 
 VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text())
 PROBES = [3, 2.6, 2.2, 1.9, 1.7, 1.5, 1.4, 1.3, 1.25, 1.2, 1.2]

@@ -10,19 +10,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from stability_search.records import Outcome, Stage, TrialRow, TrialSummary
-from stability_search.scoring import (
-    ZERO_RUN,
-    RunScore,
-    bad_rate_bound,
-    count_spikes,
-    mean_lower_bound,
-    probe_levels,
-    score_run,
-    sign_flip_p,
-    stability_score,
-)
-from stability_search.settings import ConfirmSettings, StudySettings, config_id
+from stability_search.records.trial import Outcome, Stage, TrialRow, TrialSummary
+from stability_search.scoring.chance import bad_rate_bound, sign_flip_p
+from stability_search.scoring.configuration import mean_lower_bound, stability_score
+from stability_search.scoring.run import ZERO_RUN, RunScore, probe_levels, score_run
+from stability_search.scoring.spikes import count_spikes
+from stability_search.settings.study import ConfirmSettings, StudySettings
+from stability_search.settings.trial import config_id
 from stability_search.standing import configuration_standings, score_trial
 from stability_search.yardstick import probe_steps, yardstick
 

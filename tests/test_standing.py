@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from stability_search.records import Outcome, Stage, TrialRow, TrialSummary
-from stability_search.scoring import ZERO_RUN, stability_score
-from stability_search.settings import ConfirmSettings, StudySettings, config_id
+from stability_search.records.trial import Outcome, Stage, TrialRow, TrialSummary
+from stability_search.scoring.configuration import stability_score
+from stability_search.scoring.run import ZERO_RUN
+from stability_search.settings.study import ConfirmSettings, StudySettings
+from stability_search.settings.trial import config_id
 from stability_search.standing import (
     ConfigurationStanding,
     configuration_standing,

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stability_search.records import Outcome, Stage, StepLabel, StepRecord, TrialRow, TrialSummary
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome, Stage, TrialRow, TrialSummary
 from stability_search.step_files import (
     DamagedStepFileError,
     encode_steps,

@@ -14,15 +14,11 @@ import torch
 
 from stability_search.blind import BlindRun
 from stability_search.engine import GuardedEngine
-from stability_search.engine.step import LossFn
-from stability_search.records import Outcome, StepLabel, TrialSummary
-from stability_search.settings import (
-    EngineSettings,
-    KillRule,
-    TaskReference,
-    TrialConfig,
-    TrialConstants,
-)
+from stability_search.engine.losses import LossFn
+from stability_search.records.step import StepLabel
+from stability_search.records.trial import Outcome, TrialSummary
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.trial import KillRule, TaskReference, TrialConfig, TrialConstants
 from stability_search.trial import Clock, Faults, Progress, run_trial
 from stability_search.yardstick import probe_steps
 

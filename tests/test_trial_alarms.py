@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from stability_search.alarms import AlarmWatch
-from stability_search.records import Outcome, StepLabel, TrialSummary
-from stability_search.settings import AlarmSettings, KillRule, OnAlarm
+from stability_search.alarms.watch import AlarmWatch
+from stability_search.records.step import StepLabel
+from stability_search.records.trial import Outcome, TrialSummary
+from stability_search.settings.alarms import AlarmSettings, OnAlarm
+from stability_search.settings.trial import KillRule
 from stability_search.tally import Tally
 from tests.test_alarms import FP16, OVERFLOW, Change, steps
 from tests.test_trial import BreakWeights, configure, run

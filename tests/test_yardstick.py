@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stability_search import yardstick as yardsticks
-from stability_search.records import Outcome, Stage, TrialRow, TrialSummary
+from stability_search.records.trial import Outcome, Stage, TrialRow, TrialSummary
 from stability_search.yardstick import (
     GrowingYardstick,
     Yardstick,

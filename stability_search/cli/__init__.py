@@ -12,9 +12,9 @@ outlets    where events go: live view, plain lines or JSON lines
 board      the state of a study, folded from its events
 lines      events and states as lines of text
 live       the board as a live view on a terminal
-doctor     checks of the machine; those of tokens and dashboards stand in exposure, what a check
-           is in checks
-inert      makes a hostile string harmless to a terminal
+doctor     checks of the machine; those of tokens and dashboards stand in exposure, of a cluster
+           in doctor_cluster and doctor_nodes, the command in doctor_command, what a check is in
+           checks
 """
 
 from stability_search.cli.program import main

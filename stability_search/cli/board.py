@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from stability_search.events import Event, EventName
-from stability_search.records import Json, Outcome, Stage
+from stability_search.records.trial import Outcome, Stage
+from stability_search.records.values import Json
 
 NUM_RECENT_EVENTS = 5
 

@@ -15,18 +15,18 @@ from stability_search.cli.emitting import (
     GpusOption,
     ImageOption,
     NodesOption,
-    Scheduler,
     TimeLimitOption,
     Wishes,
     print_emitted,
+    refuse_unclear,
 )
 from stability_search.cli.formats import Format
-from stability_search.cli.inert import inert
 from stability_search.cli.lines import counted
 from stability_search.cli.options import DryRunOption, SetOption, SpaceOption, Work
 from stability_search.cli.outlets import message_sink
 from stability_search.cli.printing import print_data, short_path
 from stability_search.errors import UsageError
+from stability_search.inert import inert
 
 if TYPE_CHECKING:
     from stability_search.cluster.address import ClusterAddress
@@ -103,7 +103,13 @@ _FolderOption = Annotated[
     ),
 ]
 _MaxUploadOption = Annotated[
-    float, typer.Option("--max-upload-mib", metavar="MIB", help="Most that may be sent.")
+    float | None,
+    typer.Option(
+        "--max-upload-mib",
+        metavar="MIB",
+        help="Most that may be sent; default 50.",
+        show_default=False,
+    ),
 ]
 _FetchOutputOption = Annotated[
     Path | None,
@@ -164,7 +170,7 @@ def submit(  # noqa: PLR0913 - one parameter per option
     insecure: InsecureOption = False,
     remote_output: _FolderOption = None,
     python: _PythonOption = None,
-    max_upload_mib: _MaxUploadOption = 50,
+    max_upload_mib: _MaxUploadOption = None,
     emit: EmitOption = None,
     image: ImageOption = None,
     nodes: NodesOption = None,
@@ -174,9 +180,9 @@ def submit(  # noqa: PLR0913 - one parameter per option
 ) -> Work:
     """Run a study on a Ray cluster: send it, follow it, and end as `run` ends.
 
-    What is sent is shown first: the space file and the task's file or package, nothing else. A
-    study that runs or has finished there is not run again; one that was stopped goes on. With
-    --emit nothing is sent: a file for another scheduler is printed.
+    What is sent is shown first: the space file, the task's file or package, and the modules beside
+    it that it imports. A study that runs or has finished there is not run again; one that was
+    stopped goes on. With --emit nothing is sent: a file for another scheduler is printed.
     Exit: as `run`; Ctrl-C leaves the study running.
     """
 
@@ -184,7 +190,7 @@ def submit(  # noqa: PLR0913 - one parameter per option
         from stability_search import space as spaces
         from stability_search.cluster import submitting
         from stability_search.cluster.naming import checked_name, run_name
-        from stability_search.cluster.parcel import make_parcel
+        from stability_search.cluster.parcel import MAX_MIB, make_parcel
 
         wishes = Wishes(
             image=image,
@@ -193,13 +199,22 @@ def submit(  # noqa: PLR0913 - one parameter per option
             gpus_per_node=gpus_per_node,
             time_limit_s=time_limit_s,
         )
-        _refuse_unclear(emit, address, wishes)
+        sending = {
+            "--no-wait": no_wait,
+            "--dry-run": dry_run,
+            "--insecure": insecure,
+            "--remote-output": remote_output is not None,
+            "--python": python is not None,
+            "--max-upload-mib": max_upload_mib is not None,
+        }
+        refuse_unclear(emit, address, sending, wishes, os.environ)
         loaded = spaces.load(space, overrides or ())
         if emit is not None:
             return print_emitted(emit, loaded, overrides, name, wishes)
         there = _address(address or "", insecure=insecure)
         place = submitting.Place(folder=_remote_folder(remote_output), python=python)
-        parcel = make_parcel(loaded, max_mib=max_upload_mib)
+        most = MAX_MIB if max_upload_mib is None else max_upload_mib
+        parcel = make_parcel(loaded, max_mib=most)
         chosen = run_name(loaded, parcel) if name is None else checked_name(name, "--name")
         _say(f"space file: {short_path(loaded.path)}")
         _say(*_parcel_lines(parcel, there.url))
@@ -248,7 +263,8 @@ def stop(*, name: NameArgument, address: UrlOption, insecure: InsecureOption = F
         if job.state.is_over:
             _say(f"{name}: it had ended before: {job.state.value.lower()}")
             return 0
-        _say(f"{name}: stopping; it writes what it has")
+        if job.node_id:
+            _say(f"{name}: stopping; it writes what it has")
         job = stopping.stop(jobs, job)
         if not job.state.is_over:
             _say(f"{name}: it waits for a free CPU, and will end as soon as it gets one")
@@ -360,17 +376,6 @@ def _found_line(end: "Submission", url: str) -> str:
             return f"{end.name}: it has finished there as {end.attempt}; nothing was submitted"
 
 
-def _refuse_unclear(emit: Scheduler | None, address: str | None, wishes: Wishes) -> None:
-    """Refuse what is neither for a cluster that is there nor for a scheduler, or for both."""
-    if (emit is None) == (address is None):
-        raise UsageError(
-            f"--address, --emit: one of them is needed, but got {'both' if emit else 'none'}.",
-            hint="A cluster's dashboard is named like http://localhost:8265.",
-        )
-    if emit is None:
-        wishes.refuse_any()
-
-
 def _remote_folder(text: str | None) -> str:
     from stability_search.cluster.submitting import RUNS_FOLDER
 
@@ -390,7 +395,7 @@ def _parcel_lines(parcel: "Parcel", url: str) -> Sequence[str]:
     lines += [f"    {_size(len(content)):>9}  {path}" for path, content in shown]
     rest = len(parcel.files) - len(shown)
     if rest:
-        lines.append(f"    and {rest} more of the same package")
+        lines.append(f"    and {rest} more")
     return [*lines, *(f"note: {note}" for note in parcel.notes)]
 
 

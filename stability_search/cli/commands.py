@@ -17,10 +17,10 @@ from stability_search import __version__
 from stability_search.cli.cluster_commands import fetch, logs, stop, submit
 from stability_search.cli.comparing import compare
 from stability_search.cli.diagnosing import diagnose
+from stability_search.cli.doctor_command import doctor
 from stability_search.cli.drawing import Drawing, FiguresOption
 from stability_search.cli.dry_running import print_dry_run
 from stability_search.cli.formats import Format, FormatOption, print_formatted
-from stability_search.cli.inert import inert
 from stability_search.cli.instrumenting import CONTEXT, instrument
 from stability_search.cli.next_step import next_step
 from stability_search.cli.options import (
@@ -48,7 +48,7 @@ from stability_search.cli.training_commands import train
 from stability_search.cli.validating import validate
 from stability_search.errors import StabilitySearchError, UsageError
 from stability_search.events import Event
-from stability_search.records import Json
+from stability_search.inert import inert
 
 if TYPE_CHECKING:
     from stability_search.search.closing import Study
@@ -92,7 +92,7 @@ def _program(command_line: str) -> typer.Typer:
     program.command("stop")(stop)
     program.command("fetch")(fetch)
     program.command("schema")(_schema)
-    program.command("doctor")(_doctor)
+    program.command("doctor")(doctor)
     return program
 
 
@@ -176,7 +176,8 @@ def _resume_command(command_line: str) -> Callable[..., Work]:
     ) -> Work:
         """Go on with a run that was interrupted, or with a larger budget.
 
-        Only budgets, confirm.top and confirm.seeds may be raised.
+        Only budgets, confirm.top and confirm.seeds may be raised; of where trials may run, only
+        search.resources.labels and .custom may change.
         """
 
         def work() -> int:
@@ -240,21 +241,6 @@ def _schema() -> Work:
 
         print_data(json.dumps(spaces.json_schema(), indent=2, allow_nan=False))
         return 0
-
-    return work
-
-
-def _doctor(chosen: FormatOption = Format.TABLE) -> Work:
-    """Check this machine: a line per check, with the fix; exit 0, or 4 if one failed."""
-
-    def work() -> int:
-        from stability_search.cli import doctor
-
-        checks = doctor.examine(Path.cwd())
-        code, rows = doctor.exit_code(checks), doctor.rows(checks)
-        document: Json = {"schema": doctor.SCHEMA, "exit_code": code, "checks": [*rows]}
-        print_formatted(chosen, lines=doctor.lines(checks), rows=rows, document=document)
-        return code
 
     return work
 

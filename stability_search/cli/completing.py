@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from stability_search.inert import is_in_sight
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FOLDERS = ("search_spaces", _PACKAGE / "search_spaces", _PACKAGE.parent / "search_spaces")
 _NUM_SHOWN = 50
@@ -49,6 +51,8 @@ def _paths(incomplete: str, suffixes: tuple[str, ...]) -> Iterator[str]:
         return
     for entry in entries:
         if not entry.name.startswith(start) or (entry.name.startswith(".") and not start):
+            continue
+        if not is_in_sight(entry.name):  # it would act on the terminal that shows it
             continue
         if entry.is_dir():
             is_run = not suffixes and Path(entry.path, "space.yaml").is_file()

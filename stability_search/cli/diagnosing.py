@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stability_search.cli.inert import inert
 from stability_search.cli.options import OutputOption, SetOption, SpaceOption, Work
 from stability_search.cli.outlets import message_sink
 from stability_search.cli.printing import print_data, short_path
+from stability_search.inert import inert
 
 if TYPE_CHECKING:
     from stability_search.interruption import Signals

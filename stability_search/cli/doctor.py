@@ -20,8 +20,8 @@ from packaging.requirements import Requirement
 
 from stability_search.cli.checks import Check, State
 from stability_search.cli.exposure import check_dashboards, check_token, command_lines
-from stability_search.cli.inert import inert
-from stability_search.records import Json
+from stability_search.inert import inert
+from stability_search.records.values import Json
 
 SCHEMA = "stability-search/doctor/1"
 

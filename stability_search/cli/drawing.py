@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from stability_search.cli.inert import inert
 from stability_search.cli.outlets import message_sink
 from stability_search.cli.printing import short_path
+from stability_search.inert import inert
 
 
 class FigureFormat(StrEnum):

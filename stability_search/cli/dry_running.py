@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stability_search import space as spaces
-from stability_search.cli.inert import inert
 from stability_search.cli.lines import counted, duration, setting_words
 from stability_search.cli.outlets import message_sink
 from stability_search.cli.printing import print_data, short_path
-from stability_search.records import Json
+from stability_search.inert import inert
+from stability_search.records.values import Json
 
 if TYPE_CHECKING:
     from stability_search.search.dry_run import Outlook
@@ -119,6 +119,7 @@ def _file_lines(space: "Space", outlook: "Outlook", address: str | None) -> list
     return [
         f"files: in {path}; {copied}",
         f"uploaded: {_upload_words(outlook, address)}",
+        *(f"note: {inert(note)}" for note in outlook.notes),
         f"disk: about {needed:.0f} MiB at most, {free:.0f} MiB are free there",
     ]
 

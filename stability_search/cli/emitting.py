@@ -1,7 +1,7 @@
 """`submit --emit`: a file for a scheduler that starts a Ray of its own, on standard output."""
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stability_search import __version__
-from stability_search.cli.inert import inert
 from stability_search.cli.outlets import message_sink
 from stability_search.cli.printing import print_data, short_path
 from stability_search.errors import UsageError
+from stability_search.inert import inert
 
 if TYPE_CHECKING:
     from stability_search.cluster.emit_plan import EmitPlan
     from stability_search.space import Space
+
+_RAYS_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 class Scheduler(StrEnum):
@@ -103,18 +105,49 @@ class Wishes:
         """Return those that were asked for."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-    def refuse_any(self) -> None:
-        """Refuse what a cluster that is there already has settled.
 
-        Raises:
-            UsageError: Something was asked for.
-        """
-        names = [f"--{name.replace('_', '-')}" for name in self.given()]
-        if names:
-            raise UsageError(
-                f"{', '.join(names)}: taken with --emit only.",
-                hint="What one trial occupies stands in the space file, in search.resources.",
-            )
+def refuse_unclear(
+    scheduler: Scheduler | None,
+    address: str | None,
+    sending: Mapping[str, bool],
+    wishes: Wishes,
+    environment: Mapping[str, str],
+) -> None:
+    """Refuse options that cannot be honoured together, all at once.
+
+    Args:
+        scheduler: For whom a file is written; None for a cluster that is there.
+        address: Of that cluster.
+        sending: Whether each option was given that says how a study is sent there.
+        wishes: What was asked of a scheduler.
+        environment: Variables that Ray's own commands read; only named.
+
+    Raises:
+        UsageError: Something cannot be honoured.
+    """
+    problems, hint = [], ""
+    asked = [f"--{name.replace('_', '-')}" for name in wishes.given()]
+    sent = [
+        name
+        for name, is_given in {"--address": address is not None, **sending}.items()
+        if is_given
+    ]
+    if scheduler is None and address is None:
+        problems.append("--address, --emit: one of them is needed, but got none.")
+        hint = "A cluster's dashboard is named like http://localhost:8265."
+        named = [name for name in _RAYS_ADDRESSES if environment.get(name)]
+        if named:
+            verb = "are" if len(named) > 1 else "is"
+            hint += f" {' and '.join(named)} {verb} not read: where things go is said each time."
+    if scheduler is None and asked:
+        problems.append(f"{', '.join(asked)}: taken with --emit only.")
+        hint = hint or "What one trial occupies stands in the space file, in search.resources."
+    if scheduler is not None and sent:
+        problems.append(f"{', '.join(sent)}: not taken with --emit, which sends nothing.")
+    if scheduler is Scheduler.SLURM and wishes.image is not None:
+        problems.append("--image: taken with --emit kuberay only.")
+    if problems:
+        raise UsageError(" ".join(problems), hint=hint)
 
 
 def print_emitted(
@@ -184,8 +217,6 @@ def _sbatch_plan(
     from stability_search.cluster.parcel import Parcel
     from stability_search.space_directory import DEFAULT_PARENT
 
-    if wishes.image is not None:
-        raise UsageError("--image: taken with --emit kuberay only.")
     # The nodes read the space file and the task where they lie: nothing of it is sent.
     study = run_name(space, Parcel(files={})) if name is None else checked_name(name, "--name")
     return EmitPlan(

@@ -49,6 +49,20 @@ def check_token(environment: Mapping[str, str], home: Path) -> Check:
     return Check(name=name, state=State.OK, found=found)
 
 
+def check_entry(environment: Mapping[str, str], home: Path) -> Check:
+    """Check that a cluster which let this process in asks everybody for a token.
+
+    Args:
+        environment: Variables as Ray reads them: a token was sent only in that mode.
+        home: As in `check_token`.
+    """
+    if environment.get(_MODE, "").lower() == "token":
+        return check_token(environment, home)
+    found = "OPEN: it let us in without one, so whoever reaches its ports can run any code there"
+    fix = f"start Ray with {_MODE}=token on every node, and keep others off its ports"
+    return Check(name="token", state=State.WARN, found=found, fix=fix)
+
+
 def check_dashboards(command_lines: Iterable[Sequence[str]]) -> Check:
     """Check that no Ray dashboard of this machine can be reached from others.
 
@@ -66,6 +80,25 @@ def check_dashboards(command_lines: Iterable[Sequence[str]]) -> Check:
         return Check(name=name, state=State.OK, found="none runs here")
     shown = ", ".join(f"{host}:{port}" for host, port in addresses)
     return Check(name=name, state=State.OK, found=f"on {shown}, this machine only")
+
+
+def check_door(url: str, *, is_loopback: bool, is_open: bool) -> Check:
+    """Check that a dashboard asks who is there.
+
+    Args:
+        url: Where it was asked.
+        is_loopback: True if that is an address of one machine alone.
+        is_open: True if it answered without a token.
+    """
+    name = "dashboard"
+    if not is_open:
+        return Check(name=name, state=State.OK, found=f"{url} asks for a token")
+    fix = "start Ray with RAY_AUTH_MODE=token, and keep others off its ports"
+    found = f"OPEN: {url} asks for no token, so {{}} can run any code on the cluster"
+    if is_loopback:  # at the other end of a tunnel it may be open to more
+        found = found.format("everybody on that machine")
+        return Check(name=name, state=State.WARN, found=found, fix=fix)
+    return Check(name=name, state=State.FAIL, found=found.format("whoever reaches it"), fix=fix)
 
 
 def command_lines() -> Iterator[list[str]]:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from stability_search.cli.inert import inert
 from stability_search.cli.printing import print_data
-from stability_search.records import Json, Scalar
+from stability_search.inert import inert
+from stability_search.records.values import Json, Scalar
 from stability_search.spreadsheet import csv_text
 
 
@@ -59,12 +59,10 @@ def _json(value: Json, *, indent: int | None = None) -> str:
 def _csv(rows: Sequence[Mapping[str, Json]]) -> str:
     names = tuple(rows[0])
     cells = ([_cell(row[name]) for name in names] for row in rows)
-    return csv_text([inert(name) for name in names], cells)
+    return csv_text(names, cells)
 
 
 def _cell(value: Json) -> Scalar:
-    if isinstance(value, str):
-        return inert(value)
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, str | bool | int):
         return value
     return float(_json(value)) if isinstance(value, float) else _json(value)

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 
 from stability_search.cli.board import Best, Board
-from stability_search.cli.inert import inert
 from stability_search.events import Event, EventName
-from stability_search.records import Json
+from stability_search.inert import inert
+from stability_search.records.values import Json
 
 _MINUTE_S, _HOUR_MIN = 60, 60
 
@@ -140,7 +140,7 @@ def _node_quarantined(event: Event) -> str:
 def _message(event: Event) -> str:
     # A traceback stays readable; set in, its lines cannot be taken for events.
     level = event.text("level")
-    text = inert(event.text("text"), keeps_lines=True).replace("\n", "\n    ")
+    text = inert(event.text("text"), keeps="\n").replace("\n", "\n    ")
     return text if level in {"", "info"} else f"{inert(level)}: {text}"
 
 

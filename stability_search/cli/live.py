@@ -16,7 +16,6 @@ from rich.live import Live
 from rich.text import Text
 
 from stability_search.cli.board import Board, RunningTrial
-from stability_search.cli.inert import inert
 from stability_search.cli.lines import (
     best_words,
     duration,
@@ -27,6 +26,7 @@ from stability_search.cli.lines import (
 )
 from stability_search.cli.outlets import clock_time
 from stability_search.events import Event, EventName
+from stability_search.inert import inert
 
 _REFRESHES_PER_S = 4
 _FRAME_ROWS = 5  # two blank ones, the heading, the count of what is not listed, the cursor

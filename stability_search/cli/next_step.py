@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stability_search.cli.inert import inert
 from stability_search.cli.printing import short_path
 from stability_search.errors import StabilitySearchError, StoppedEarlyError, UserCodeError
+from stability_search.inert import inert
 from stability_search.next_command import next_command
-from stability_search.records import Verdict
+from stability_search.records.verdict import Verdict
 
 if TYPE_CHECKING:
-    from stability_search.settings import SearchSettings
+    from stability_search.settings.study import SearchSettings
 
 
 def next_step(directory: Path, verdict: Verdict | None) -> str:

@@ -27,6 +27,15 @@ SetOption = Annotated[
         help="Override a value of the space file, e.g. trial.steps=50; may be repeated.",
     ),
 ]
+
+
+def _checked_address(text: str | None) -> str | None:
+    """Refuse what Ray could not join, before anything is made for it."""
+    from stability_search.cluster.address import checked_join_address
+
+    return None if text is None else checked_join_address(text)
+
+
 OutputOption = Annotated[
     Path | None,
     typer.Option(
@@ -41,8 +50,10 @@ AddressOption = Annotated[
     typer.Option(
         "--address",
         metavar="ADDR",
-        help="Ray cluster to join; default is one of its own on this machine.",
+        help="Cluster to join from one of its machines: auto, or HOST:PORT of its head; "
+        "default is a Ray of its own.",
         show_default=False,
+        callback=_checked_address,
     ),
 ]
 DryRunOption = Annotated[

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 import typer
 
 from stability_search.cli.commands import parse
-from stability_search.cli.inert import inert
 from stability_search.cli.outlets import message_sink
 from stability_search.errors import StabilitySearchError
+from stability_search.inert import inert
+from stability_search.privacy import without_passwords
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
@@ -85,18 +86,33 @@ def _usage_line(error: typer.TyperException, words: Sequence[str]) -> str:
         return text
     param = getattr(error, "param", None)
     value = _value_of(getattr(param, "opts", ()), words)
-    got = f", but got {value!r}." if value is not None else "."
-    return f"{text.rstrip('.')}{got} See `stability-search --help`."
+    end = "." if value is None else f", but got {value!r}."
+    if value is None and text.startswith("Missing "):
+        end = f". {getattr(param, 'help', None) or ''}".rstrip()
+    return f"{_hidden(text.rstrip('.') + end, words)} See `stability-search --help`."
 
 
 def _value_of(options: Sequence[str], words: Sequence[str]) -> str | None:
     """Return what was given for an option that takes a value; None where nothing was."""
     for index, word in enumerate(words):
+        if word == "--":  # only names follow
+            return None
         name, equals, value = word.partition("=")
         if name in options:
             return value if equals else "".join(words[index + 1 : index + 2]) or None
     return None
 
 
+def _hidden(text: str, words: Sequence[str]) -> str:
+    """Return a message without what stands before an @ in a word: a password may be there."""
+    for word in words:
+        for value in (word, word.partition("=")[2]):
+            if "@" in value:
+                host = value.rpartition("@")[2]
+                for shown in (value, repr(value)[1:-1]):
+                    text = text.replace(shown, f"***@{host}")
+    return text
+
+
 def _line(text: str) -> str:
-    return inert(text, keeps_lines=True)
+    return inert(without_passwords(text), keeps="\n")

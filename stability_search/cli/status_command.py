@@ -13,7 +13,9 @@ from stability_search.cli.lines import duration, setting_words
 from stability_search.cli.next_step import next_step
 from stability_search.cli.options import RunArgument, Work
 from stability_search.errors import UsageError
-from stability_search.records import Json, Outcome, Stage, Verdict
+from stability_search.records.trial import Outcome, Stage
+from stability_search.records.values import Json
+from stability_search.records.verdict import Verdict
 
 if TYPE_CHECKING:
     from stability_search.search.status import BestSoFar, RunStatus, StageStatus

@@ -3,12 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from stability_search.events import Event
+from stability_search.events import Listener
 
 if TYPE_CHECKING:
     from stability_search.search.closing import Study
-
-Listener = Callable[[Event], None]
 
 
 def tracked(

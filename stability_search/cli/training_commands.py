@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from stability_search.cli.inert import inert
 from stability_search.cli.options import OutputOption, SetOption, SpaceOption, Work
 from stability_search.cli.outlets import message_sink
 from stability_search.cli.printing import print_data, short_path
 from stability_search.errors import UsageError
+from stability_search.inert import inert
 
 StepsOption = Annotated[
     int | None,

@@ -1,16 +1,21 @@
 """The command `validate`: is a space file right, and what does it ask for."""
 
+import importlib.util
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stability_search.cli.formats import Format, FormatOption, print_formatted
 from stability_search.cli.options import SetOption, SpaceOption, Work
 from stability_search.errors import Problem, SpaceError
-from stability_search.records import Json
+from stability_search.records.values import Json
 
 if TYPE_CHECKING:
     from stability_search.space import Space
 
 SCHEMA = "stability-search/validation/1"
+
+_OURS = "stability_search.tasks."  # read like a file
 
 
 def validate(
@@ -21,6 +26,7 @@ def validate(
 ) -> Work:
     """Check a space file: every problem at once, with file, line and column.
 
+    Nothing is imported: of a task in a package it says what was not checked.
     Exit: 0, or 2 where anything is wrong; JSON and CSV list the problems as well.
     """
 
@@ -33,9 +39,9 @@ def validate(
             if chosen is not Format.TABLE:
                 _print(chosen, _document(space, error.problems), error.problems)
             raise  # printed on standard error, whatever the form
-        line = spaces.describe(found)
         if chosen is Format.TABLE:
-            print_formatted(chosen, lines=[line], rows=(), document=None)
+            lines = [spaces.describe(found), *(f"note: {text}" for text in _notes(found))]
+            print_formatted(chosen, lines=lines, rows=(), document=None)
         else:
             _print(chosen, _document(str(found.path), (), found), ())
         return 0
@@ -66,8 +72,37 @@ def _document(
         "confirm_steps": None if study is None else study.confirm.steps,
         "confirm_seeds": None if study is None else study.confirm.seeds,
         "unchecked": None if space is None else list(space.unchecked),
+        "notes": [] if space is None else [*_notes(space)],
         "problems": [
             {"where": p.where, "key": p.key, "message": p.message, "excerpt": p.excerpt}
             for p in problems
         ],
     }
+
+
+def _notes(space: "Space") -> list[str]:
+    """Say what nobody looked at: a task in a package is looked for, and not imported."""
+    module = space.task.module
+    if not module or module.startswith(_OURS):
+        return []
+    missing = _missing_part(module)
+    why = f"no module `{missing}` is found from here" if missing else "no package is imported here"
+    task = f"{module}:{space.task.class_name}"
+    return [f"not checked: {task}, and what its constructor takes; {why}"]
+
+
+def _missing_part(module: str) -> str:
+    """Return the first part of a dotted name that is not found; empty where all of them are."""
+    top, *parts = module.split(".")
+    found = PathFinder.find_spec(top, [str(Path.cwd())])  # first, as in workers
+    try:
+        found = found or importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        found = None
+    name = top
+    for part in parts:
+        if found is None:
+            return name
+        name = f"{name}.{part}"
+        found = PathFinder.find_spec(name, found.submodule_search_locations or [])
+    return name if found is None else ""

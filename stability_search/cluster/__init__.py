@@ -6,7 +6,6 @@ is written against that, so that most of it can be tested without a Ray.
     address      where a cluster is, and the token that it wants
     connection   one request: its timeout, and what can go wrong in one line
     jobs         Ray's job interface: submit, look, stop, read logs and log files
-    ignoring     what git ignores in a package, and files of secrets
     parcel       the files that are sent, and their archive
     naming       a study's name on a cluster, and its attempts
     submitting   start, go on with, or find again
@@ -18,6 +17,7 @@ is written against that, so that most of it can be tested without a Ray.
     listing      the list of a run directory's files, which the other side need not believe
     copies       what a fetched folder is a copy of
     fetching     a run directory comes home, checked by hash
+    outside      what a dashboard tells whoever looks at it
     attempt      in the job: run the study and record how it ended
     snapshot     in a job beside it: a consistent copy of the ledger, and every file's hash
 

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from stability_search.errors import UsageError
 
+DASHBOARD_PORT = 8265
+RAYS_OWN_PORTS = ("6379", "10001")  # of its control service, and of its client
 _MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _DEFAULT_TOKEN_FILE = ".ray/auth_token"  # noqa: S105 - a path
 _HOST = re.compile(r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+")
+_PORT = re.compile(r"\d{1,5}", re.ASCII)
 _IN_A_URL = re.compile(r"[!-~]+")  # what is printable in ASCII, without blanks
 
 
@@ -52,9 +55,9 @@ def read_address(
         UsageError: It is no such address, a token that must be there is not, or it would be
             plain HTTP to another machine. What may hold a password is not repeated.
     """
-    url, host = _read_url(text)
-    token = _read_token(environment, home)
-    address = ClusterAddress(url=url, is_loopback=_is_loopback(host), token=token)
+    url, is_loopback = read_url(text)
+    token = read_token(environment, home)
+    address = ClusterAddress(url=url, is_loopback=is_loopback, token=token)
     if address.is_readable_on_the_way and not insecure:
         raise UsageError(
             f"--address: plain HTTP to another machine is refused, but got {url}: whoever sits "
@@ -65,16 +68,62 @@ def read_address(
     return address
 
 
-def _read_url(text: str) -> tuple[str, str]:
+def checked_join_address(text: str) -> str:
+    """Return the address of a cluster that this machine is a node of.
+
+    Args:
+        text: `auto`, or `HOST:PORT` of the cluster's head.
+
+    Raises:
+        UsageError: It is something else, with what takes it. What may hold a password is not
+            repeated.
+    """
+    host, _, port = text.rpartition(":")
+    if text == "auto" or (_HOST.fullmatch(host.strip("[]")) and _PORT.fullmatch(port)):
+        return text
+    hint = "On a machine of the cluster `auto` finds it; `ray status` names HOST:PORT."
+    if is_url(text):
+        hint = (
+            "The URL of a dashboard is for `submit` and `doctor`; on a machine of the cluster "
+            "use `auto`."
+        )
+    elif text.startswith("ray://"):
+        hint = (
+            "Ray Client is not used: on a machine of the cluster use `auto`; from elsewhere "
+            "`submit --address http://localhost:8265`."
+        )
+    elif text == "local":
+        hint = "Leave --address out for a Ray of its own on this machine."
+    raise UsageError(
+        f"--address: `auto` or HOST:PORT of a cluster's head is needed here, but got "
+        f"{_shown(text)}.",
+        hint=hint,
+    )
+
+
+def is_url(text: str) -> bool:
+    """Say whether an address was meant as the URL of a dashboard."""
+    return text.lower().startswith(("http://", "https://"))
+
+
+def read_url(text: str) -> tuple[str, bool]:
+    """Return a dashboard's URL without a slash at its end, and whether it is on this machine.
+
+    Args:
+        text: `http://HOST:PORT` or `https://HOST[:PORT]`.
+
+    Raises:
+        UsageError: It is no such address. What may hold a password is not repeated.
+    """
     try:
         parts = urllib.parse.urlsplit(text)
         host, port = parts.hostname or "", parts.port
-        is_url = parts.scheme in {"http", "https"} and _IN_A_URL.fullmatch(text)
+        is_clear = parts.scheme in {"http", "https"} and _IN_A_URL.fullmatch(text)
         has_password = parts.username is not None or parts.password is not None
     except ValueError:
-        is_url = None
-    hint = "Give the URL of the cluster's dashboard, e.g. http://localhost:8265."
-    if not is_url or (not has_password and not _HOST.fullmatch(host)):
+        is_clear = None
+    hint = _way_out(text)
+    if not is_clear or (not has_password and not _HOST.fullmatch(host)):
         raise UsageError(f"--address: a URL is needed here, but got {_shown(text)}.", hint=hint)
     if has_password:
         raise UsageError(
@@ -85,7 +134,20 @@ def _read_url(text: str) -> tuple[str, str]:
         raise UsageError("--address: a URL without ? and # is needed.", hint=hint)
     name = f"[{host}]" if ":" in host else host
     end = "" if port is None else f":{port}"
-    return f"{parts.scheme}://{name}{end}{parts.path.rstrip('/')}", host
+    return f"{parts.scheme}://{name}{end}{parts.path.rstrip('/')}", _is_loopback(host)
+
+
+def _way_out(text: str) -> str:
+    """Return how the URL that was meant may look."""
+    scheme, _, rest = text.rpartition("://")
+    host, _, port = rest.rpartition(":")
+    if scheme in {"", "ray"} and _HOST.fullmatch(host) and _PORT.fullmatch(port):
+        if scheme or port in RAYS_OWN_PORTS:
+            return (
+                f"{port} is a port of Ray itself; its dashboard has {DASHBOARD_PORT} by default."
+            )
+        return f"Try http://{rest}."
+    return f"Give the URL of the cluster's dashboard, e.g. http://localhost:{DASHBOARD_PORT}."
 
 
 def _shown(text: str) -> str:
@@ -100,7 +162,16 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"  # where other names lead is for a resolver to say
 
 
-def _read_token(environment: Mapping[str, str], home: Path) -> str:
+def read_token(environment: Mapping[str, str], home: Path) -> str:
+    """Return the token that Ray would send; empty where there is none.
+
+    Args:
+        environment: As `read_address` takes it.
+        home: The same.
+
+    Raises:
+        UsageError: One must be there and is not, or it cannot be sent. It is not repeated.
+    """
     mode = environment.get(_MODE, "").lower()
     if mode == "disabled":
         return ""

@@ -21,9 +21,10 @@ from stability_search import __version__
 from stability_search import space as spaces
 from stability_search.cluster.parcel import SPACE_FILE
 from stability_search.cluster.result import EXIT_CODES, AttemptResult, own_log_folder, record_name
-from stability_search.errors import InfrastructureError, StabilitySearchError
+from stability_search.errors import InfrastructureError, StabilitySearchError, UsageError
 from stability_search.files import write_whole
-from stability_search.space import changed_values
+from stability_search.inert import inert
+from stability_search.space import changed_values, resume_difference
 
 STOP_WAIT_S = 60  # Ray kills what is left of a stopped job after so long; it waits 3 s if not told
 _REPORT_S = 40.0  # within it, once the study itself has ended
@@ -82,10 +83,20 @@ def _refuse_other_version(wanted: str) -> None:
 
 
 def _words(directory: Path, space_file: Path) -> list[str]:
-    """Return the command: `run`, or `resume` with what has been raised since."""
+    """Return the command: `run`, or `resume` with what has changed since.
+
+    Raises:
+        UsageError: It is another study that was given the same name.
+    """
     if not (directory / SPACE_FILE).is_file():
         return ["run", "--space", str(space_file), "--output", str(directory)]
     old, new = spaces.load(directory / SPACE_FILE), spaces.load(space_file)
+    differences = resume_difference(old, new)
+    if differences:
+        raise UsageError(
+            f"{directory.name}: a study of that name is there, but: {' '.join(differences)}",
+            hint="Submit this one under another --name.",
+        )
     changed = {key: now for key, (_, now) in changed_values(old, new).items()}
     options = [f"--set={key}={json.dumps(now)}" for key, now in changed.items()]
     return ["resume", str(directory), *options]
@@ -129,7 +140,8 @@ def main(words: Sequence[str]) -> int:
     result = run_attempt(order, address=os.environ["RAY_ADDRESS"])
     write_whole(record, result.to_text())
     if result.problem:
-        sys.stderr.write(f"{result.problem}\n")
+        shown = inert(result.problem, keeps="\n")
+        sys.stderr.write(f"{shown}\n")
     return result.exit_code
 
 

@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
-from stability_search.cluster.address import ClusterAddress
+from stability_search.cluster.address import DASHBOARD_PORT, RAYS_OWN_PORTS, ClusterAddress
 from stability_search.errors import InfrastructureError, UsageError
 
 TIMEOUT_S = 30.0  # of connecting, and of every silence
@@ -18,6 +18,8 @@ LONGEST_S = 600.0  # of a whole answer, however slowly it comes; Ray's own for o
 MAX_BYTES = 64 * 2**20  # of an answer that is kept whole: a cluster must not fill our memory
 _BLOCK_BYTES = 2**18
 _MAX_WORDS = 300  # of what a cluster says about an error
+_NO_DASHBOARD = f"Is this the URL of a Ray dashboard, e.g. http://localhost:{DASHBOARD_PORT}?"
+_NO_HEAD = "Start its head, or mend the way to it: the tunnel, the name, the port."
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
 
 
@@ -121,7 +123,7 @@ class Connection:
         except (ValueError, RecursionError) as error:
             raise InfrastructureError(
                 f"{self.url}: the answer is not JSON.",
-                hint="Is this the URL of a Ray dashboard, e.g. http://localhost:8265?",
+                hint=self._port_hint() or _NO_DASHBOARD,
             ) from error
 
     @contextlib.contextmanager
@@ -134,10 +136,19 @@ class Connection:
         except (OSError, http.client.HTTPException, UnicodeError) as error:  # of an odd host
             reason = getattr(error, "reason", None) or error
             said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+            if isinstance(error, http.client.BadStatusLine):  # its text is what came instead
+                said = "what it sends is no HTTP"
             raise InfrastructureError(
                 f"{self.url}: the cluster does not answer: {said}.",
-                hint="Is its head running, and does this address reach it from here?",
+                hint=self._port_hint() or _NO_HEAD,
             ) from error
+
+    def _port_hint(self) -> str:
+        """Say that a port is none of a dashboard, where Ray has it for something else."""
+        port = self.url.rpartition(":")[2]
+        if port not in RAYS_OWN_PORTS:
+            return ""
+        return f"{port} is a port of Ray itself; its dashboard has {DASHBOARD_PORT} by default."
 
     def _refused(self, error: urllib.error.HTTPError) -> InfrastructureError | UsageError:
         if error.code in {_UNAUTHORIZED, _FORBIDDEN}:

@@ -133,7 +133,10 @@ class RayJobs:
 
     def ray_version(self) -> str:
         """Return the version of Ray there."""
-        answer = self._connection.get_json("/api/version")
+        try:
+            answer = self._connection.get_json("/api/version")
+        except NotThereError:  # something else listens there
+            answer = None
         if not isinstance(answer, dict) or "ray_version" not in answer:
             raise InfrastructureError(
                 f"{self.url}: the answer is not that of a Ray dashboard.",

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from stability_search.files import PART_SUFFIX
+from stability_search.inert import is_in_sight
 
 LEDGER = "study.db"
 MARK = ".fetched"  # of a copy: ours, and never a file of a run
@@ -66,8 +67,8 @@ def is_file_of_run(path: str) -> bool:
     Args:
         path: With slashes, from the directory.
     """
-    if not path.isprintable() or "\\" in path or len(path.encode()) > _MOST_BYTES_OF_PATH:
-        return False  # what is printable can be encoded
+    if not is_in_sight(path) or "\\" in path or len(path.encode()) > _MOST_BYTES_OF_PATH:
+        return False  # what is in sight can be encoded
     return all(
         part not in {"", ".", ".."}
         and len(part.encode()) <= _MOST_BYTES_OF_NAME

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stability_search.comparison.sides import Side
-from stability_search.records import Json
+from stability_search.records.values import Json
 from stability_search.space import Parameter, Space, changed_values
 from stability_search.space.parameter import same_value
 from stability_search.space.resuming import NOTHING

@@ -1,13 +1,14 @@
 """Why two runs cannot be compared, and what to bear in mind where they can."""
 
+from collections.abc import Mapping
 from math import isclose
 
 from stability_search.comparison.differences import as_json, setting_differences, unnamed
 from stability_search.comparison.pairs import have_one_measure
 from stability_search.comparison.sides import Side
-from stability_search.records import VerdictKind
-from stability_search.scoring import S_V1
-from stability_search.settings import SETTING_NAMES
+from stability_search.records.verdict import VerdictKind
+from stability_search.scoring.constants import S_V1
+from stability_search.settings.trial import SETTING_NAMES
 from stability_search.space import Space, builtin_tasks
 from stability_search.space.parameter import same_value
 from stability_search.space.resuming import NOTHING
@@ -16,6 +17,7 @@ from stability_search.space.writing import flow_text
 _SAME_LOSS = 1e-6  # relative: of one baseline computed on two machines
 _COUNTED = ("stability-search", "torch")  # versions that may change what a trial does
 _HASH_DIGITS = 10
+_MAX_MODULES = 5  # that are named; the rest is counted
 
 
 def reasons(first: Side, second: Side) -> tuple[str, ...]:
@@ -44,7 +46,26 @@ def _task(first: Side, second: Side) -> list[str]:
     if all(hashes) and hashes[0] != hashes[1]:
         name, shown = _class_name(first), [str(one)[:_HASH_DIGITS] for one in hashes]
         found.append(f"task: the file of {name} is another, sha256 {shown[0]} and {shown[1]}")
+    found += _task_modules(first, second)
     return found + _task_arguments(first.space, second.space)
+
+
+def _task_modules(first: Side, second: Side) -> list[str]:
+    """Name the modules beside the task that differ, as far as both runs kept their hashes."""
+    ours, theirs = first.task_modules, second.task_modules
+    if ours is None or theirs is None:
+        return []
+    names = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    shown = [_module(name, ours, theirs) for name in names[:_MAX_MODULES]]
+    if len(names) > _MAX_MODULES:
+        shown.append(f"and {len(names) - _MAX_MODULES} more")
+    return [f"task: the task's code differs: {', '.join(shown)}"] if shown else []
+
+
+def _module(name: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    if name in ours and name in theirs:
+        return f"{name} is another"
+    return f"{name} is only in {'A' if name in ours else 'B'}"
 
 
 def _is_one_task(first: Side, second: Side) -> bool:
@@ -208,8 +229,12 @@ def _unknown_code(first: Side, second: Side) -> list[str]:
         return []
     if first.task_sha256 is None or second.task_sha256 is None:
         return ["Whether the task's code is the same is not known: environment.json is missing."]
-    what = "Its file is the same; what" if first.task_sha256 else "What"
-    return [f"{what} {task} imports and reads is not kept in a run, and taken to be the same."]
+    if not first.task_sha256:
+        return [f"What {task} imports and reads is not kept in a run, and taken to be the same."]
+    if first.task_modules is None or second.task_modules is None:
+        what = f"What {task} imports from beside it"
+        return [f"{what} is not known of both runs, and taken to be the same."]
+    return [f"What {task} reads, and what it imports from elsewhere, is taken to be the same."]
 
 
 def _task_settings(first: Side, second: Side) -> list[str]:

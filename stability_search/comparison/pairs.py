@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from stability_search.comparison.sides import Measure, Row, Side
 from stability_search.errors import UsageError
-from stability_search.scoring import sign_flip_p
+from stability_search.scoring.chance import sign_flip_p
 from stability_search.standing import score_trial
 from stability_search.step_files import read_row
 from stability_search.yardstick import Yardstick
@@ -87,7 +87,7 @@ def two_sided_p(first: Sequence[float], second: Sequence[float]) -> float:
         ValueError: The two do not have equally many seeds.
 
     Source:
-        Exact paired permutation test; `scoring.sign_flip_p` is its one-sided half.
+        Exact paired permutation test; `scoring.chance.sign_flip_p` is its one-sided half.
 
     Example:
         >>> two_sided_p([0.9, 0.9, 0.9, 0.9, 0.9], [0.5, 0.6, 0.7, 0.8, 0.8])

@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 from stability_search import space as spaces
 from stability_search.columns import COLUMNS
 from stability_search.errors import SpaceError, UsageError
-from stability_search.records import ChoiceReason, Outcome, Stage, VerdictKind
+from stability_search.records.trial import Outcome, Stage
+from stability_search.records.verdict import ChoiceReason, VerdictKind
 from stability_search.report.document import SCHEMA
 from stability_search.run_tables import Run, read_run
 from stability_search.space import Space
@@ -58,6 +59,8 @@ class Side:
         measure: The yardstick of its confirm horizon.
         task_sha256: Hash of the task's file as it was; empty for a built-in task or a module,
             None where it is not known.
+        task_modules: Hash of each module beside that file that it imports, by its path from
+            there; None where they are not known.
         versions: Versions of the packages it ran with; empty where they are not known.
         trials: Rows of `trials`.
     """
@@ -72,6 +75,7 @@ class Side:
     outcomes: Mapping[str, int]
     measure: Measure
     task_sha256: str | None
+    task_modules: Mapping[str, str] | None
     versions: Mapping[str, str]
     trials: tuple[Row, ...]
 
@@ -129,7 +133,6 @@ def read_side(path: Path) -> Side:
     document = _document(report)
     run = read_run(path)
     space = _space(path / "space.yaml")
-    facts = _facts(path / "environment.json")
     headline, version = _headline(report, document, run)
     reason = _at(report, document, ("choice_reason",), str, type(None))
     kind = _at(report, document, ("verdict",), str)
@@ -145,8 +148,7 @@ def read_side(path: Path) -> Side:
             score_version=version,
             outcomes={str(one): _count(outcomes.get(str(one), 0)) for one in Outcome},
             measure=_measure(report, document, space.study.confirm.steps),
-            task_sha256=facts["task_sha256"],
-            versions=facts["versions"],
+            **_facts(path / "environment.json"),
             trials=tuple(records(run.trials)),
         )
     except ValueError as error:  # a word or a number that no version of ours writes
@@ -263,8 +265,17 @@ def _facts(path: Path) -> dict[str, Any]:
     """Return what is known of the task's code and the packages; nothing is no error."""
     try:
         study = _json(path)["study"]
-        sha256, versions = study["task_sha256"], study["versions"]
-        known = {str(name): str(version) for name, version in versions.items()}
+        sha256, versions = study["task_sha256"], _texts(study["versions"])
+        modules = study.get("task_modules")  # earlier versions kept none
+        known = None if modules is None else _texts(modules)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return {"task_sha256": None, "versions": {}}
-    return {"task_sha256": sha256 if isinstance(sha256, str) else None, "versions": known}
+        return {"task_sha256": None, "task_modules": None, "versions": {}}
+    return {
+        "task_sha256": sha256 if isinstance(sha256, str) else None,
+        "task_modules": known,
+        "versions": versions,
+    }
+
+
+def _texts(found: Mapping[Any, Any]) -> dict[str, str]:
+    return {str(name): str(value) for name, value in found.items()}

@@ -7,13 +7,13 @@ from stability_search.comparison.comparing import Comparison
 from stability_search.comparison.differences import Difference
 from stability_search.comparison.pairs import LEVEL, PairedTest, Pairing
 from stability_search.comparison.sides import Row, Side
-from stability_search.records import Json
+from stability_search.inert import plain
+from stability_search.records.values import Json
 from stability_search.report.wording import (
     OUTCOME_WORDS,
     count,
     margin_text,
     percent_at_most,
-    plain,
     score_text,
     seeds_text,
 )

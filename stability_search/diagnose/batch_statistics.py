@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from stability_search.engine.batches import tensors
-from stability_search.records import finite_or_none
+from stability_search.records.values import finite_or_none
 from stability_search.tasks.base import HasBatchCheck, Task
 
 OUTLIER_FACTOR = 100.0  # judgement: no loader's batches differ by as much for a good reason

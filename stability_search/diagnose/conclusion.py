@@ -8,7 +8,7 @@ from stability_search.diagnose.ends import TrialEnd
 from stability_search.diagnose.ladder import Ladder, RungResult
 from stability_search.diagnose.rungs import RATES, RungName
 from stability_search.diagnose.verdict import Cause, Evidence, blames_code
-from stability_search.records import Json
+from stability_search.records.values import Json
 
 _NEEDED_FOR = {  # rungs that decide nothing when they hold, but are worth knowing of
     RungName.AS_GIVEN,

@@ -1,7 +1,6 @@
 """`diagnosis.json` and `diagnosis.md`, and the table that the terminal shows."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -10,12 +9,11 @@ from stability_search.diagnose.conclusion import Verdict, data_summary
 from stability_search.diagnose.ends import TrialEnd
 from stability_search.diagnose.ladder import Ladder, RungResult
 from stability_search.diagnose.verdict import Cause
-from stability_search.records import Json
+from stability_search.inert import markdown, markdown_block
+from stability_search.records.values import Json
 
 SCHEMA = "stability-search/diagnosis/1"
 MAX_FIELDS = 12  # of a batch that the terminal shows; diagnosis.md has all
-_SPECIAL = "\\`*_[]|~$<>#"
-_LIST_MARK = re.compile(r"^([-+=]|\d{1,9}[.)](?= |$))")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,11 +179,12 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def as_markdown(diagnosis: Diagnosis) -> str:
     """Return the diagnosis as a page; every string of the task is inert text in it."""
     _, *rest = verdict_lines(diagnosis)
-    lines = [f"# Diagnosis of {inert(diagnosis.name)}: {inert(diagnosis.verdict.cause.value)}", ""]
-    lines += [f"- {inert(line)}" for line in rest if not line.startswith("next: ")]
-    lines += [f"- {inert(diagnosis.configuration)}"] if diagnosis.configuration else []
+    title = f"Diagnosis of {diagnosis.name}: {diagnosis.verdict.cause.value}"
+    lines = [f"# {markdown(title)}", ""]
+    lines += [f"- {markdown(line)}" for line in rest if not line.startswith("next: ")]
+    lines += [f"- {markdown(diagnosis.configuration)}"] if diagnosis.configuration else []
     if diagnosis.command:
-        lines += ["", "```", diagnosis.command.replace("```", "'''"), "```"]
+        lines += ["", *markdown_block([diagnosis.command])]
     ladder = diagnosis.ladder
     if ladder is not None:
         steps = ladder.config.num_planned_steps
@@ -193,9 +192,9 @@ def as_markdown(diagnosis: Diagnosis) -> str:
         lines += _markdown_table(ladder_rows(ladder))
         skipped = left_out(ladder)
         lines += ["", "Left out:", ""] if skipped else []
-        lines += [f"- {inert(title)}: {inert(reason)}" for title, reason in skipped]
+        lines += [f"- {markdown(title)}: {markdown(reason)}" for title, reason in skipped]
         lines += ["", "## The data", ""]
-        lines += [f"- {inert(line)}" for line in data_summary(ladder.data)]
+        lines += [f"- {markdown(line)}" for line in data_summary(ladder.data)]
         for source, rows in (("Training", ladder.data.training), ("Probe", ladder.data.probe)):
             lines += ["", f"{source}:", "", *_markdown_table(field_rows(rows))]
     lines += ["", f"Created {diagnosis.created}, in {diagnosis.wall_s:.0f} s.", ""]
@@ -228,20 +227,12 @@ def _short(value: float | None) -> str:
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = ([inert(text) for text in row] for row in rows)
+    head, *body = ([markdown(text) for text in row] for row in rows)
     return [
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
         *(f"| {' | '.join(row)} |" for row in body),
     ]
-
-
-def inert(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
-    one_line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    escaped = "".join(f"\\{c}" if c in _SPECIAL else c for c in one_line).replace("&", "&amp;")
-    escaped = _LIST_MARK.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", escaped)
-    return escaped.replace("@", "&#64;").replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
 def yaml_value(value: Json) -> str:

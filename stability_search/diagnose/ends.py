@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from stability_search.diagnose.task_code import place_in_text
-from stability_search.records import Outcome, StepLabel, StepRecord, TrialSummary, finite_or_none
-from stability_search.scoring import probe_levels
-from stability_search.settings import TrialConfig, TrialConstants
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome, TrialSummary
+from stability_search.records.values import finite_or_none
+from stability_search.scoring.run import probe_levels
+from stability_search.settings.trial import TrialConfig, TrialConstants
 from stability_search.trial import Faults, Progress, run_trial
 from stability_search.yardstick import probe_steps
 

@@ -29,11 +29,12 @@ from stability_search.diagnose.verdict import Cause, Evidence, decide, is_mostly
 from stability_search.engine import GuardedEngine
 from stability_search.engine.batches import move
 from stability_search.engine.half_weights import keep_no_half_precision
-from stability_search.engine.step import LossFn
+from stability_search.engine.losses import LossFn
 from stability_search.errors import InfrastructureError, UsageError, UserCodeError
 from stability_search.probe import probe_loss
-from stability_search.records import Json, Outcome
-from stability_search.settings import TrialConfig
+from stability_search.records.trial import Outcome
+from stability_search.records.values import Json
+from stability_search.settings.trial import TrialConfig
 from stability_search.tasks.base import HasBaseline
 from stability_search.tasks.loading import load_task
 

@@ -20,8 +20,8 @@ from stability_search.assembly import build_engine, training_stream
 from stability_search.diagnose.ends import REFERENCE_FAULT
 from stability_search.engine import GuardedEngine
 from stability_search.probe import probe_loss, read_metrics, read_probe
-from stability_search.records import StepLabel, StepRecord
-from stability_search.settings import TrialConfig
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.settings.trial import TrialConfig
 from stability_search.tally import mean_or_none
 from stability_search.tasks.base import HasBaseline, HasMetrics, Task
 from stability_search.tasks.loading import load_task

@@ -11,8 +11,9 @@ from typing import Any
 
 from stability_search.diagnose.task_code import task_code
 from stability_search.errors import UsageError
-from stability_search.records import Json
-from stability_search.settings import EngineSettings, TrialConfig
+from stability_search.records.values import Json
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.trial import TrialConfig
 from stability_search.tasks.base import HasAblations
 from stability_search.tasks.loading import load_task
 

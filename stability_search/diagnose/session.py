@@ -20,9 +20,9 @@ from stability_search.diagnose.overfit import Overfit, overfit
 from stability_search.diagnose.task_code import task_code
 from stability_search.errors import StabilitySearchError, UsageError
 from stability_search.files import write_whole
-from stability_search.records import Json
+from stability_search.records.values import Json
 from stability_search.seeding import derive_seed
-from stability_search.settings import TrialConfig
+from stability_search.settings.trial import TrialConfig
 from stability_search.space import Space
 from stability_search.space_directory import default_path, make_folder
 from stability_search.tasks.loading import load_task

@@ -28,7 +28,7 @@ from stability_search.engine.overrides import Forward, ForwardOverrides
 from stability_search.engine.reach import ReachWatch
 from stability_search.engine.standins import Functions, Reach, in_place_of, plain, plain_one
 from stability_search.errors import UsageError
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 _WAYS_TO_CAP = (
     'Load a Hugging Face model with attn_implementation="sdpa"; elsewhere call '

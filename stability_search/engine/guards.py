@@ -5,7 +5,7 @@ Plain Python on purpose: a verdict about a step can be read and tested without a
 
 from dataclasses import dataclass
 
-from stability_search.records import PROOF_STEPS, StepLabel
+from stability_search.records.step import PROOF_STEPS, StepLabel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

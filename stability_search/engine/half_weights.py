@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 HALF = frozenset({torch.float16, torch.bfloat16})
 _MIB = 2**20

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stability_search.records import finite_or_none
+from stability_search.records.values import finite_or_none
 
 LossFn = Callable[[nn.Module, Any], "torch.Tensor | Mapping[str, torch.Tensor]"]
 NUMERICAL_ERRORS = (FloatingPointError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]

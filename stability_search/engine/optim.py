@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from stability_search.errors import UsageError
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 ParameterGroups = Iterable[Mapping[str, Any]]
 

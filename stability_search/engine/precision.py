@@ -11,7 +11,7 @@ import math
 import torch
 
 from stability_search.errors import UsageError
-from stability_search.settings import EngineSettings, Precision
+from stability_search.settings.engine import EngineSettings, Precision
 
 GROWTH_FACTOR = 2.0  # torch.amp.GradScaler's defaults
 BACKOFF_FACTOR = 0.5

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from stability_search.engine.checkpointing import require_blocks
 from stability_search.engine.half_weights import store_weights
 from stability_search.errors import UsageError
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 NUM_GROUPS = 8  # groups of a GroupNorm that replaces a BatchNorm, or the largest divisor below
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 _MUST_BE_EQUAL = ("optimizer", "precision", "norm")
 

@@ -24,8 +24,9 @@ from torch import nn
 from stability_search.engine import emulation, guards, optim, precision
 from stability_search.engine.checkpointing import checkpoint_blocks
 from stability_search.engine.clamps import AttentionGuard, check_attention
-from stability_search.engine.clipping import NONFINITE_GRADIENT, clip_factor
+from stability_search.engine.clipping import clip_factor
 from stability_search.engine.half_weights import widened
+from stability_search.engine.judging import Judgement, StepJudge
 from stability_search.engine.losses import (
     NUMERICAL_ERRORS,
     LossFn,
@@ -38,13 +39,13 @@ from stability_search.engine.prepare import prepare_model
 from stability_search.engine.reference import DataJudge
 from stability_search.engine.resuming import check_state, put_buffers, unsaved_buffers
 from stability_search.engine.rollback import notes_on_buffers
-from stability_search.engine.trace import Origin, trace_forward
+from stability_search.engine.trace import trace_forward
 from stability_search.engine.window import Attempt, Window, WindowResult
 from stability_search.errors import UsageError
-from stability_search.records import Outcome, StepLabel, StepRecord, finite_or_none
-from stability_search.settings import EngineSettings
-
-__all__ = ["GuardedEngine", "LossFn", "is_out_of_memory"]
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome
+from stability_search.records.values import finite_or_none
+from stability_search.settings.engine import EngineSettings
 
 
 class GuardedEngine:
@@ -107,6 +108,7 @@ class GuardedEngine:
             self._equip(undo)
             self._undo = undo.pop_all()
         self._data = DataJudge(reference, self.device, self._attention.suspended, self._observer)
+        self._judge = StepJudge(model, self._window, self._data, self._proof)
         self._is_open = True
 
     def _equip(self, undo: contextlib.ExitStack) -> None:
@@ -260,7 +262,8 @@ class GuardedEngine:
         step = self._num_steps + 1
         with self._attention.acting(), self._emulated():
             result = self._window.take(dict(enumerate(micro_batches)), loss_fn, turn=step)
-            judgement = self._judge(micro_batches, loss_fn, result)
+            judgement = self._judge.judge(micro_batches, loss_fn, result, scale=scale)
+        self._adjust(judgement.label, result.last)
         self._num_steps = step
         record = self._record(result, judgement, learning_rate, scale, started)
         self._num_micro_batches += len(micro_batches)
@@ -327,68 +330,7 @@ class GuardedEngine:
         if not self._is_open:
             raise ValueError("engine: it must be open, but it was closed. Make a new one.")
 
-    # -- judgement -------------------------------------------------------------------------
-
-    def _judge(
-        self, micro_batches: Sequence[Any], loss_fn: LossFn, result: WindowResult
-    ) -> "_Judgement":
-        last, faults = result.last, result.faults
-        if last.is_fine and not faults:
-            self._adjust(StepLabel.OK, last)
-            return _FINE
-        facts = guards.StepFacts(
-            state_fault=last.state_fault,
-            batch_fault="",
-            forward_fault=faults[min(faults)] if faults else "",
-            grad_fault="" if faults else last.grad_fault,
-            scale=self.scale,
-            proven_scale=self._proof.proven_scale,
-        )
-        position, batch_fault = self._data.fault(micro_batches, loss_fn)
-        label, reason = guards.label_step(dataclasses.replace(facts, batch_fault=batch_fault))
-        cause = _Judgement(label=label, reason=reason)
-        if label is not StepLabel.CALIBRATION:
-            cause = self._cause(cause, micro_batches, loss_fn, result)
-        self._adjust(label, last)
-        if label is StepLabel.DATA:
-            return dataclasses.replace(cause, position=position)
-        return cause
-
-    def _cause(
-        self,
-        found: "_Judgement",
-        micro_batches: Sequence[Any],
-        loss_fn: LossFn,
-        result: WindowResult,
-    ) -> "_Judgement":
-        """Add where a step broke, on the same inputs, weights and random state."""
-        if result.last.state_fault:
-            origin = Origin(module=result.last.broken_module, phase="update")
-            return dataclasses.replace(found, origin=origin)
-        if result.faults:
-            first = min(result.faults)
-            is_transient = self._is_transient(result.origin, first)
-            return dataclasses.replace(
-                found, position=first, origin=result.origin, is_transient=is_transient
-            )
-        position, origin = self._window.trace_backward(
-            dict(enumerate(micro_batches)), loss_fn, len(micro_batches)
-        )
-        if origin.phase is not None or not origin.is_known:
-            is_transient = False if origin.is_known else None
-            return dataclasses.replace(
-                found, position=position, origin=origin, is_transient=is_transient
-            )
-        # Finite gradients whose squares overflow show no place.
-        is_nonfinite = result.last.grad_fault == NONFINITE_GRADIENT
-        return dataclasses.replace(
-            found, origin=Origin(phase="backward"), is_transient=True if is_nonfinite else None
-        )
-
-    def _is_transient(self, origin: Origin, position: int) -> bool | None:
-        if origin.phase is None and position > 0 and any(True for _ in self.model.buffers()):
-            return None  # it was repeated with the buffers of the window's start, not its own
-        return origin.phase is None if origin.is_known else None
+    # -- what became of it ------------------------------------------------------------------
 
     def _adjust(self, label: StepLabel, last: Attempt) -> None:
         """Move scale and schedule by what happened, and end where nothing can go on."""
@@ -423,7 +365,7 @@ class GuardedEngine:
     def _record(
         self,
         result: WindowResult,
-        judgement: "_Judgement",
+        judgement: Judgement,
         learning_rate: float,
         scale: float | None,
         started: float,
@@ -463,28 +405,6 @@ class GuardedEngine:
             loss_terms=mean_terms(first.terms),
             step_s=time.perf_counter() - started,
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Judgement:
-    """What a step was.
-
-    Attributes:
-        label: Its label.
-        reason: Why; empty for `ok`.
-        position: The micro-batch at fault, by its position in the window; None if none is.
-        origin: Where it broke.
-        is_transient: True if it did not break again; None if nobody looked or could tell.
-    """
-
-    label: StepLabel
-    reason: str
-    position: int | None = None
-    origin: Origin = dataclasses.field(default_factory=Origin)
-    is_transient: bool | None = None
-
-
-_FINE = _Judgement(label=StepLabel.OK, reason="")
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -25,7 +25,7 @@ from stability_search.engine.signals import STATISTICS, Reading, Signals
 from stability_search.engine.trace import Origin, trace_backward, trace_forward
 from stability_search.engine.updates import STEPS_PER_LOOK, EpsWatch, UpdateWatch
 from stability_search.errors import UsageError
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

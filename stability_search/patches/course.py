@@ -5,11 +5,13 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from stability_search.alarms import Alarm, AlarmWatch, EpochSummary
+from stability_search.alarms.alarm import Alarm
+from stability_search.alarms.epochs import EpochSummary
+from stability_search.alarms.watch import AlarmWatch
 from stability_search.engine.guards import ScaleProof, StepFacts, label_step
 from stability_search.patches.window import Reading
-from stability_search.records import StepLabel, StepRecord
-from stability_search.settings import AlarmSettings, OnAlarm
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.settings.alarms import AlarmSettings, OnAlarm
 
 _ENDLESS = 50 * sys.maxsize  # an epoch ends with its data, not by a count
 

@@ -11,6 +11,8 @@ from enum import StrEnum
 from types import TracebackType
 from typing import TextIO
 
+from stability_search.inert import inert
+
 
 class Level(StrEnum):
     """How much a line matters."""
@@ -76,6 +78,7 @@ class Messages:
         )
 
     def _write(self, line: str) -> None:
+        line = inert(line)
         if self._kept is not None:
             self._kept.append(line)
             return

@@ -15,15 +15,16 @@ from dataclasses import dataclass
 
 import torch
 
-from stability_search.alarms import Alarm, epoch_line
+from stability_search.alarms.alarm import Alarm
+from stability_search.alarms.epochs import epoch_line
 from stability_search.patches.course import Course
 from stability_search.patches.loading import Data
 from stability_search.patches.messages import Level, Messages
 from stability_search.patches.settings import PatchSettings, variable
 from stability_search.patches.statistics import RunningStatistics
 from stability_search.patches.window import LossScaling, Reading, Window
-from stability_search.records import StepLabel, StepRecord
-from stability_search.settings import OnAlarm
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.settings.alarms import OnAlarm
 
 EXIT_STOPPED = 3  # that of `train`, ended by a stop rule
 _LOST = (StepLabel.BAD, StepLabel.DATA)

@@ -25,7 +25,7 @@ from stability_search.patches.replacing import Replacements
 from stability_search.patches.safe_values import SafeValues, next_scale
 from stability_search.patches.stepping import Stepping
 from stability_search.patches.window import LossScaling, Reading
-from stability_search.records import StepLabel, StepRecord
+from stability_search.records.step import StepLabel, StepRecord
 
 Optimizer = torch.optim.Optimizer
 

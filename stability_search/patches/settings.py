@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from stability_search.errors import UsageError
-from stability_search.settings import AlarmSettings
+from stability_search.settings.alarms import AlarmSettings
 
 PREFIX = "STABILITY_SEARCH_"
 ALARM_PREFIX = PREFIX + "ALARM_"

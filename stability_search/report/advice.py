@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from math import log2
 from typing import Any
 
-from stability_search.records import PROOF_STEPS, Outcome
+from stability_search.inert import plain
+from stability_search.records.step import PROOF_STEPS
+from stability_search.records.trial import Outcome
 from stability_search.report.alarms import alarm_sentences
 from stability_search.report.context import Row, View
 from stability_search.report.grouping import applying
-from stability_search.report.wording import count, number, outcomes_text, plain, setting_value
+from stability_search.report.wording import count, number, outcomes_text, setting_value
 from stability_search.table import STABLE_Q
 
 _MIN_GROUP = 5  # trials a group needs before its share means anything

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
-from stability_search.alarms import RECENT_STEPS
-from stability_search.records import Outcome
+from stability_search.alarms.overflows import RECENT_STEPS
+from stability_search.records.trial import Outcome
 from stability_search.report.context import Row, View
 from stability_search.report.wording import count, number, part
-from stability_search.settings import AlarmSettings
+from stability_search.settings.alarms import AlarmSettings
 
 # Alarms that rose during the trials and that no column shows. `stale_epochs` is not among them:
 # whether a trial still learned is judged on the probe.

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from stability_search.privacy import Privacy
-from stability_search.records import Json, StepRecord, Verdict
+from stability_search.records.step import StepRecord
+from stability_search.records.values import Json
+from stability_search.records.verdict import Verdict
 from stability_search.report.curves import Curves, read_curves
-from stability_search.settings import EngineSettings, StudySettings
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.study import StudySettings
 from stability_search.standing import LADDER_SEEDS
 from stability_search.table import STABLE_Q, Tables, records
 from stability_search.yardstick import Yardstick

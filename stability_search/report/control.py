@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from scipy.special import betaincinv
 
-from stability_search.records import Outcome
+from stability_search.records.trial import Outcome
 from stability_search.report.context import View
 from stability_search.report.wording import count, percent_at_most
-from stability_search.scoring import S_V1
+from stability_search.scoring.constants import S_V1
 
 _CONFIDENCE = 0.95
 OWN_LIMIT = "max_bad_steps"

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from math import ceil, floor, log2, log10
 from typing import Any
 
-from stability_search.records import StepLabel, StepRecord
+from stability_search.records.step import StepLabel, StepRecord
 from stability_search.report.curves import Curve, Curves
 from stability_search.report.figures import Mark, Spec, layout, mark_of, plot_text, scatter
 from stability_search.report.wording import count

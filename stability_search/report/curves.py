@@ -8,7 +8,8 @@ from math import inf, log2
 from typing import Any
 
 from stability_search.errors import UsageError
-from stability_search.records import Outcome, StepLabel, StepRecord
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome
 
 Row = Mapping[str, Any]
 ReadSteps = Callable[[str], Sequence[StepRecord]]

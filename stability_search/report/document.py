@@ -6,11 +6,12 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from stability_search.inert import plain
 from stability_search.report.advice import warnings
 from stability_search.report.context import Report, Row, View
 from stability_search.report.control import control_of
-from stability_search.report.wording import OUTCOME_WORDS, plain
-from stability_search.scoring import S_V1
+from stability_search.report.wording import OUTCOME_WORDS
+from stability_search.scoring.constants import S_V1
 
 SCHEMA = "stability-search/report/1"
 _CONFIGURATION = (

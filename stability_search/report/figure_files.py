@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from stability_search.errors import UsageError
 from stability_search.files import cannot_write, write_whole
-from stability_search.report.markdown import inert
+from stability_search.inert import markdown
 
 FOLDER = "figures"
 _SCALE = 2  # pixels of a PNG per pixel of the page
@@ -124,5 +124,5 @@ def _captions(pictures: Sequence[_Picture], kind: str) -> str:
     names: dict[str, list[str]] = {}
     for one in pictures:
         names.setdefault(one.finding, []).append(f"{one.name}.{kind}")
-    lines = [f"**{', '.join(own)}**: {inert(finding)}\n" for finding, own in names.items()]
+    lines = [f"**{', '.join(own)}**: {markdown(finding)}\n" for finding, own in names.items()]
     return "\n".join(lines or ["No figure has data yet.\n"])

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
-from stability_search.records import Outcome
+from stability_search.inert import plain
+from stability_search.records.trial import Outcome
 from stability_search.report.context import Row
-from stability_search.report.wording import number, plain
+from stability_search.report.wording import number
 
 Spec = dict[str, Any]
 Item = TypeVar("Item")

@@ -1,8 +1,7 @@
 """The verdict for a pull request: Markdown of at most 60 lines."""
 
-import re
-
-from stability_search.records import VerdictKind
+from stability_search.inert import markdown, markdown_block, markdown_code
+from stability_search.records.verdict import VerdictKind
 from stability_search.report.advice import warnings, what_broke, what_to_widen
 from stability_search.report.context import Report, Row, View
 from stability_search.report.control import control_text
@@ -18,7 +17,6 @@ from stability_search.report.wording import (
     next_step,
     number,
     outcome_counts,
-    plain,
     score_text,
     seeds_text,
 )
@@ -27,8 +25,6 @@ MAX_LINES = 60
 _MAX_WARNINGS = 8
 _MAX_SETTINGS = 14
 _MAX_ITEMS = 4
-_SPECIAL = re.compile(r"([\\`*_\[\]|~$]|^[-+#=])")  # headings and lists begin a line
-_NUMBERED = re.compile(r"^(\d{1,9})([.)])(?= |$)")  # a list, too
 
 
 def render_markdown(report: Report) -> str:
@@ -46,8 +42,8 @@ def render_markdown(report: Report) -> str:
 def summary_of(view: View) -> str:
     """Write the summary of a study that has been looked at already."""
     row = view.by_id.get(view.headline_id or "")
-    lines = [f"## {inert(view.study.name)}: {inert(headline(view))}", ""]
-    lines += [inert(f"{choice_text(view)} {choice_details(view)}"), ""]
+    lines = [f"## {markdown(view.study.name)}: {markdown(headline(view))}", ""]
+    lines += [markdown(f"{choice_text(view)} {choice_details(view)}"), ""]
     if row is not None:
         lines += _chosen(view, row)
     if view.verdict.choice is None:
@@ -55,46 +51,29 @@ def summary_of(view: View) -> str:
     lines += _confirmed(view)
     lines += _outcomes(view)
     lines += _warnings(view, MAX_LINES - len(lines) - 1)
-    lines.append(f"Next: {code(next_step(view))}")
+    lines.append(f"Next: {markdown_code(next_step(view))}")
     return "\n".join(lines) + "\n"
-
-
-def inert(text: str) -> str:
-    """Return text that Markdown and HTML show as it is: no markup, link or mention."""
-    escaped = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    escaped = _NUMBERED.sub(r"\1\\\2", _SPECIAL.sub(r"\\\1", escaped))
-    return escaped.replace("@", "&#64;").replace("://", "&#58;//").replace("www.", "www&#46;")
-
-
-def code(text: str) -> str:
-    """Return a code span that its text cannot close."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * (longest + 1)
-    pad = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{pad}{plain(text)}{pad}{fence}"
 
 
 def _chosen(view: View, row: Row) -> list[str]:
     about = "choice" if view.verdict.choice else "closest"
-    lines = [f"**{about}** {code(row['config_id'])}: {_numbers(view, row)}", ""]
+    lines = [f"**{about}** {markdown_code(row['config_id'])}: {_numbers(view, row)}", ""]
     met = {True: "met", False: "missed", None: "not measured"}
     found = targets(view, row["config_id"])
     if found:
-        texts = [f"{inert(t.name)} at most {t.limit}: {met[t.met]} ({t.value})" for t in found]
+        texts = [f"{markdown(t.name)} at most {t.limit}: {met[t.met]} ({t.value})" for t in found]
         lines += ["Targets: " + "; ".join(texts[:_MAX_ITEMS]) + ".", ""]
     body = as_yaml(view.settings(row["config_id"])).splitlines()
     if len(body) > _MAX_SETTINGS:
         left = len(body) - _MAX_SETTINGS
         body = [*body[:_MAX_SETTINGS], f"  # and {left} more: see best.yaml or trials.csv"]
-    longest = max((len(run) for run in re.findall(r"`+", "\n".join(body))), default=0)
-    fence = "`" * max(3, longest + 1)
-    return [*lines, f"{fence}yaml", *body, fence, ""]
+    return [*lines, *markdown_block(body, "yaml"), ""]
 
 
 def _numbers(view: View, row: Row) -> str:
     if row["score"] is None:
         return f"run score q {number(row['search_q'])} in one search trial; nothing was confirmed."
-    return inert(
+    return markdown(
         f"score {score_text(row['score'])} of at most {row['ceiling']:.1f}, stable on "
         f"{seeds_text(row)} over {row['num_planned_steps']:,} steps on {view.report.device}, "
         f"margin: {margin_text(row, view.study.confirm.octaves)}. {bad_steps_text(row)}."
@@ -105,10 +84,10 @@ def _why_not(view: View, row: Row | None) -> list[str]:
     missed = list(view.verdict.missed)
     if not missed and row is not None and row["missed"]:
         missed = row["missed"].split("; ")
-    lines = [f"- missed: {inert(text)}" for text in missed[:_MAX_ITEMS]]
-    lines += [f"- {inert(text)}" for text in what_broke(view)]
+    lines = [f"- missed: {markdown(text)}" for text in missed[:_MAX_ITEMS]]
+    lines += [f"- {markdown(text)}" for text in what_broke(view)]
     if view.verdict.kind is VerdictKind.NONE:
-        lines.append(f"- {inert(what_to_widen(view))}")
+        lines.append(f"- {markdown(what_to_widen(view))}")
     return [*lines, ""] if lines else []
 
 
@@ -123,9 +102,9 @@ def _confirmed(view: View) -> list[str]:
     for config_id in ids:
         row = view.by_id[config_id]
         cells = [
-            code(config_id),
+            markdown_code(config_id),
             number(row.get("learning_rate")),
-            inert(f"{score_text(row['score'])} of {row['ceiling']:.1f}"),
+            markdown(f"{score_text(row['score'])} of {row['ceiling']:.1f}"),
             *(number(row[name] if row[name] is None else round(row[name], 2))
               for name in ("calm", "smooth", "kept", "progress", "q_lower")),
             margin_text(row, view.study.confirm.octaves),
@@ -144,7 +123,7 @@ def _outcomes(view: View) -> list[str]:
     texts = [f"{n:,} {OUTCOME_WORDS[outcome]}" for outcome, n in counts]
     lines = [f"Outcomes of {len(view.trials):,} trials: {', '.join(texts)}.", ""]
     control = control_text(view)
-    return [*lines, inert(control), ""] if control else lines
+    return [*lines, markdown(control), ""] if control else lines
 
 
 def _warnings(view: View, room: int) -> list[str]:
@@ -153,7 +132,7 @@ def _warnings(view: View, room: int) -> list[str]:
     limit = min(_MAX_WARNINGS, room - around)
     if len(found) > limit:
         limit = min(limit, room - around - 1)
-    lines = [f"- {inert(text)}" for text in found[:limit]]
+    lines = [f"- {markdown(text)}" for text in found[:limit]]
     if len(found) > limit:
         lines.append(f"- and {len(found) - limit} more in report.html")
     return ["Warnings:", "", *lines, ""] if lines else []

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from stability_search.inert import inert
 from stability_search.report.context import Report, View
 from stability_search.report.curve_data import columns_of
 from stability_search.report.figures import MARKS, figure_key
@@ -29,7 +30,7 @@ from stability_search.report.parts import (
     trial_drawer,
     verdict_card,
 )
-from stability_search.report.wording import headline, spelled_out
+from stability_search.report.wording import headline
 
 PLOTLY_VERSION = "4.1.1"
 """Version of the vendored plotly.js bundle: the one that plotly.py ships."""
@@ -124,7 +125,7 @@ def _template() -> Template:
 def _in_sight(value: Any) -> Any:  # noqa: ANN401 - whatever a template shows
     """Spell out what cannot be seen, so that no text stands elsewhere than it seems to."""
     is_text = isinstance(value, str) and not isinstance(value, Markup)
-    return spelled_out(value) if is_text else value
+    return inert(value, keeps="\n\t") if is_text else value
 
 
 @cache

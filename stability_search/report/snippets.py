@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from stability_search.settings import ENGINE_SETTING_NAMES, EngineSettings
+from stability_search.settings.engine import ENGINE_SETTING_NAMES, EngineSettings
 
 Settings = Mapping[str, Any]
 

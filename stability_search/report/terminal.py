@@ -1,6 +1,7 @@
 """The verdict as plain lines for a terminal."""
 
-from stability_search.records import VerdictKind
+from stability_search.inert import plain
+from stability_search.records.verdict import VerdictKind
 from stability_search.report.advice import warnings, what_broke, what_to_widen
 from stability_search.report.context import Report, Row, View
 from stability_search.report.control import control_text
@@ -12,7 +13,6 @@ from stability_search.report.wording import (
     headline,
     margin_text,
     outcomes_text,
-    plain,
     score_text,
     seeds_text,
     setting_value,

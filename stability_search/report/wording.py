@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stability_search.errors import UserCodeError
+from stability_search.inert import plain
 from stability_search.next_command import next_command
-from stability_search.records import ChoiceReason, Outcome, VerdictKind
+from stability_search.records.trial import Outcome
+from stability_search.records.verdict import ChoiceReason, VerdictKind
 from stability_search.report.context import Row, View
 
 MIN_SEEDS_FOR_WINNER = 5
@@ -28,25 +30,6 @@ OUTCOME_WORDS: dict[str, str] = {
     Outcome.USER_ERROR: "error in the task",
     Outcome.INFRASTRUCTURE: "lost to a machine",
 }
-
-
-def plain(text: str) -> str:
-    """Return text on one line without control, direction or other invisible characters."""
-    if not text.isprintable():  # seldom, and much dearer
-        text = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(text.split())
-
-
-def spelled_out(text: str) -> str:
-    """Return text of any lines with every character in sight: the others as backslash escapes."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char
-        if char.isprintable() or char in "\n\t"
-        else char.encode("unicode_escape").decode("ascii")
-        for char in text.replace("\r\n", "\n")
-    )
 
 
 def number(value: float | None) -> str:

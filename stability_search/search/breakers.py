@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 
 from stability_search.errors import InfrastructureError, UsageError, UserCodeError
-from stability_search.records import Outcome, Stage, TrialRow
+from stability_search.records.trial import Outcome, Stage, TrialRow
+from stability_search.search.deaths import NODE_GONE
 from stability_search.search.request import MAX_ATTEMPTS
-from stability_search.settings import SETTING_NAMES
+from stability_search.settings.trial import SETTING_NAMES
 
 EARLY_TRIALS = 5  # so many that fail in the same way are the user's code, not bad luck
 MIN_LOST_ATTEMPTS = 5
@@ -21,6 +22,11 @@ LOSS_HINT = (
     "If these trials share a setting, the task may crash Python with it; else look into the run's "
     "log: `stability-search doctor` checks the machine."
 )
+START_HINT = (
+    "No trial had begun, so none of them is the cause: look into the run's log, and at the nodes "
+    "by `ray status`; `stability-search doctor` checks a machine."
+)
+_NO_TRIAL = "before a trial began"
 _NUM_NAMED = 5
 _TASK_GONE_HINT = (
     "It could be built when the study began, and no trial was lost: put back what it needs (what "
@@ -68,6 +74,7 @@ class Breakers:
         self._has_other_end = False
         self._num_attempts = 0
         self._lost: Counter[str] = Counter()  # attempts, by trial
+        self._dead_nodes: set[str] = set()
         for row in earlier:
             self._note_error(row)
 
@@ -84,8 +91,15 @@ class Breakers:
         self._note_error(row)
         if row.summary.outcome is Outcome.USER_ERROR:
             self._refuse_identical_errors(row)
+        is_lost = row.summary.outcome is Outcome.INFRASTRUCTURE
+        if not is_lost:
+            self._dead_nodes.discard(row.node)
+        elif row.summary.reason == NODE_GONE:
+            if row.node in self._dead_nodes:
+                return  # eight trials that were lost with one machine are one loss
+            self._dead_nodes.add(row.node)
         self._num_attempts += 1
-        if row.summary.outcome is Outcome.INFRASTRUCTURE:
+        if is_lost:
             self._lost[row.trial_id] += 1
             self._refuse_losses(row)
 
@@ -141,7 +155,8 @@ class NodeWatch:
 
     They must be of two trials at least. A trial that kills its worker is tried again at once,
     often on the same node: three losses of one trial say as much about the trial as about the
-    node, and on a machine alone they would end a study that has one bad configuration.
+    node, and on a machine alone they would end a study that has one bad configuration. Workers
+    that were gone before a trial had begun are no trial's: three of them are enough.
     """
 
     def __init__(self) -> None:
@@ -159,18 +174,67 @@ class NodeWatch:
         Returns:
             True if the node is sick, and was not before.
         """
-        if not node or node in self._sick:
+        if not node or self.is_sick(node):
             return False
         if outcome is not Outcome.INFRASTRUCTURE:
             self._lost.pop(node, None)
             return False
+        return self._note(node, trial_id)
+
+    def take_lost_start(self, node: str) -> bool:
+        """Take in that a worker on a node was gone before a trial had begun; return as `take`."""
+        return bool(node) and not self.is_sick(node) and self._note(node, _NO_TRIAL)
+
+    def take_start(self, node: str) -> None:
+        """Take in that a worker has started on a node: those that had not are no row any more."""
+        if node in self._lost and not self.is_sick(node):
+            self._lost[node] = [name for name in self._lost[node] if name != _NO_TRIAL]
+
+    def _note(self, node: str, name: str) -> bool:
         lost = self._lost.setdefault(node, [])
-        lost.append(trial_id)
-        if len(lost) < MAX_LOST_IN_A_ROW or len(set(lost)) == 1:
+        lost.append(name)
+        if len(lost) < MAX_LOST_IN_A_ROW or set(lost) == {name} != {_NO_TRIAL}:
             return False
         self._sick.add(node)
         return True
 
+    def is_sick(self, node: str) -> bool:
+        """Return True for a node that `take` or `take_lost_start` has called sick."""
+        return node in self._sick
+
     def losses(self, node: str) -> Mapping[str, int]:
         """Return the attempts that a node lost in a row, by trial."""
         return Counter(self._lost.get(node, ()))
+
+
+class StartWatch:
+    """Stops a study whose workers do not live to begin a trial, wherever they are started.
+
+    Such a worker costs its trial no attempt, so that without this a study might start workers
+    for ever. `NodeWatch` comes first where it is known which nodes they were on.
+    """
+
+    def __init__(self) -> None:
+        self._num_lost = 0
+
+    def take_start(self) -> None:
+        """Take in that a worker has started, or a trial has begun on one that had."""
+        self._num_lost = 0
+
+    def take_lost_start(self, reason: str, *, num_slots: int) -> None:
+        """Take in that a worker was gone before a trial had begun.
+
+        Args:
+            reason: What became of it.
+            num_slots: Trials at once: so many workers may be lost together, with their nodes.
+
+        Raises:
+            InfrastructureError: More than these, and more than five, were lost in a row.
+        """
+        self._num_lost += 1
+        if self._num_lost > max(MIN_LOST_ATTEMPTS, num_slots):
+            raise InfrastructureError(
+                f"{self._num_lost} workers in a row were gone before a trial had begun (last: "
+                f"{reason}).",
+                hint=START_HINT,
+            )

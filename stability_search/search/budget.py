@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from stability_search.search.history import History
-from stability_search.settings import StudySettings
+from stability_search.settings.study import StudySettings
 
 Clock = Callable[[], float]
 

@@ -7,7 +7,8 @@ a ladder: the same configuration at learning rates a doubling apart.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stability_search.records import Json, Outcome, Stage, TrialRow
+from stability_search.records.trial import Outcome, Stage, TrialRow
+from stability_search.records.values import Json
 from stability_search.space import Space
 
 Q_TIE = 0.02  # judgement: runs this close in q are equally good, and the calmer rate is taken

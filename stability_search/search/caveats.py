@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from stability_search.records import Stage, TrialRow
+from stability_search.records.trial import Stage, TrialRow
 from stability_search.search.choice import MIN_SEEDS
-from stability_search.settings import SETTING_NAMES
+from stability_search.settings.trial import SETTING_NAMES
 from stability_search.space import Space
 
 NOT_OBSERVED = "not fully observed"  # how a trial's own warnings mark it

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from stability_search.records import ChoiceReason
-from stability_search.scoring import S_V1, sign_flip_p
+from stability_search.records.verdict import ChoiceReason
+from stability_search.scoring.chance import sign_flip_p
+from stability_search.scoring.constants import S_V1
 from stability_search.search.candidates import learning_rate_of
 from stability_search.standing import ConfigurationStanding
 

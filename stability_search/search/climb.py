@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from stability_search.search.candidates import Candidate, Grid, Rung
 from stability_search.search.ladder import Ladder, Progress, Results, Wanted
-from stability_search.settings import ConfirmSettings
+from stability_search.settings.study import ConfirmSettings
 
 CLEARLY_LOWER = 0.02  # judgement: share of Delta by which a last probe level must be lower
 

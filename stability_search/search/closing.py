@@ -13,14 +13,10 @@ from typing import TYPE_CHECKING, Any
 from stability_search import space as spaces
 from stability_search.errors import LockedError, UserCodeError
 from stability_search.files import write_whole
-from stability_search.records import (
-    Json,
-    Stage,
-    StepRecord,
-    TrialRow,
-    Verdict,
-    VerdictKind,
-)
+from stability_search.records.step import StepRecord
+from stability_search.records.trial import Stage, TrialRow
+from stability_search.records.values import Json
+from stability_search.records.verdict import Verdict, VerdictKind
 from stability_search.search import run_directory
 from stability_search.search.ledger import Ledger, newer_version
 from stability_search.search.plan import StudyPlan

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from stability_search.records import ChoiceReason, Json, Stage, TrialRow, Verdict
-from stability_search.scoring import probe_levels
+from stability_search.records.trial import Stage, TrialRow
+from stability_search.records.values import Json
+from stability_search.records.verdict import ChoiceReason, Verdict
+from stability_search.scoring.run import probe_levels
 from stability_search.search import caveats, verdicts
 from stability_search.search.candidates import (
     Candidate,

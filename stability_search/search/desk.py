@@ -13,11 +13,13 @@ from typing import Any
 
 from stability_search.errors import InfrastructureError
 from stability_search.interruption import Signals
-from stability_search.records import Outcome, TrialSummary
+from stability_search.records.trial import Outcome, TrialSummary
 from stability_search.search.breakers import (
     LOSS_HINT,
     MAX_LOST_IN_A_ROW,
+    START_HINT,
     NodeWatch,
+    StartWatch,
     named,
 )
 from stability_search.search.nodes import NodeFacts, facts_of_this_machine
@@ -27,6 +29,7 @@ from stability_search.search.source import Place, TrialSource
 from stability_search.search.worker import WATCHDOG_GRACE_S, ReportKind
 
 DRIVER_GRACE_S = 15.0  # after a trial's limit, when its own clock and watchdog have failed
+NODE_GRACE_S = 90.0  # after that; Ray takes a minute to see that a node cannot be reached
 _CLOCK_SLACK_S = 1.0  # the driver hears of a start a little late
 
 
@@ -40,6 +43,7 @@ class RunningTrial:
         node_id: Ray's id of that node; empty without Ray.
         pid: Process of its worker; 0 until it is known.
         started: When it began, as `time.monotonic`; 0 while it waits for its worker to start.
+            If that worker is gone before, no attempt was made.
         num_steps: How far it was at its last report.
         has_ended: True once its end has a name.
         was_killed: True once the driver has ended its process.
@@ -73,6 +77,11 @@ class RunningTrial:
         """True if its own clocks have failed and nobody has ended its process yet."""
         return not self.was_killed and self.age_s > self.limit_s + DRIVER_GRACE_S
 
+    @property
+    def is_given_up(self) -> bool:
+        """True if its node was to end its process, and neither has anything to say."""
+        return self.was_killed and self.age_s > self.limit_s + DRIVER_GRACE_S + NODE_GRACE_S
+
     def kill(self) -> bool:
         """Kill its worker and what that started; return False where it cannot be reached."""
         self.was_killed = True
@@ -97,6 +106,8 @@ class Desk:
     Attributes:
         hold_node: Keeps trials off a node, by its id, and returns whether another can run them.
             Without Ray there is no other.
+        this_node_id: Ray's id of the driver's node, where early workers are, too.
+        num_slots: Trials at once.
     """
 
     def __init__(
@@ -112,7 +123,9 @@ class Desk:
         self._running: list[RunningTrial] = []
         self._handed_back: list[TrialRequest] = []
         self._watch = NodeWatch()
-        self.this_node_id = ""  # Ray's id of the driver's node, where early workers are, too
+        self._starts = StartWatch()
+        self.this_node_id = ""
+        self.num_slots = 1
         self.hold_node: Callable[[str], bool] = _has_no_other_node
         self._refused: set[str] = set()
         self._begun: list[RunningTrial] = []
@@ -168,8 +181,14 @@ class Desk:
         if not running.started:
             self._begun.append(running)
         running.started = time.monotonic()
+        self.note_start(running.node_id)
         if not self.has_unsettled:
             self._tell_begun()
+
+    def note_start(self, node_id: str) -> None:
+        """Hear that a worker on a node has started, with a trial or without."""
+        self._starts.take_start()
+        self._watch.take_start(node_id)
 
     def hear(self, running: RunningTrial, kind: ReportKind, payload: Any) -> None:  # noqa: ANN401
         """Take a worker's report of how far a trial is, or how it ended."""
@@ -182,14 +201,25 @@ class Desk:
             text, steps = payload
             self._end(running, TrialSummary.from_json(json.loads(text)), steps)
 
-    def lose(self, running: RunningTrial, reason: str, *, is_out_of_memory: bool = False) -> None:
-        """Name the end of a trial whose worker is gone."""
+    def lose(
+        self,
+        running: RunningTrial,
+        reason: str,
+        *,
+        is_out_of_memory: bool = False,
+        is_node_gone: bool = False,
+    ) -> None:
+        """Name the end of a trial that has begun and whose worker is gone.
+
+        A node that cannot be reached is noticed late: that its trial was overdue by then says
+        nothing about the trial.
+        """
         if running.has_ended:  # a dirty process gave itself up after its summary
             return
         reason, limit = running.refusal or reason, running.limit_s
         is_late = running.started and running.age_s >= limit + WATCHDOG_GRACE_S - _CLOCK_SLACK_S
         outcome = Outcome.INFRASTRUCTURE
-        if not running.refusal and (running.was_killed or is_late):
+        if (running.was_killed or is_late) and not running.refusal and not is_node_gone:
             outcome = Outcome.TIMED_OUT
             reason = f"over {limit:g} s; its process had to be killed"
         elif is_out_of_memory:
@@ -204,6 +234,30 @@ class Desk:
             device=config.device,
         )
         self._end(running, summary, None)
+
+    def lose_start(
+        self, running: RunningTrial | None, reason: str, *, node: str, node_id: str
+    ) -> None:
+        """Hear that a worker is gone before a trial had begun: that is no attempt of the trial's.
+
+        Args:
+            running: What it was going to run, which is given out again; None for no trial.
+            reason: What became of the worker.
+            node: Host it was on; empty where nobody knows.
+            node_id: Ray's id of that node; empty where nobody knows.
+        """
+        if running is not None:
+            self.hand_back(running)
+        is_refused = running is not None and bool(running.refusal)
+        if is_refused or self._watch.is_sick(node_id):
+            return  # that node is held: no further worker starts there
+        what = "no trial" if running is None else running.request.trial_id
+        place = node or "an unknown node"
+        self.notice(f"a worker on {place} was gone before {what} had begun there: {reason[:300]}")
+        with self._keeping_problems():
+            if self._watch.take_lost_start(node_id):
+                self._hold_sick(node, node_id, last=reason[:300], hint=START_HINT)
+            self._starts.take_lost_start(reason[:300], num_slots=self.num_slots)
 
     def overdue(self) -> list[RunningTrial]:
         """Return the trials whose process has to be ended now."""
@@ -244,17 +298,21 @@ class Desk:
         Raises:
             InfrastructureError: No other node can run them.
         """
-        node_id = running.node_id or self.this_node_id or running.node
-        if not self._watch.take(node_id, running.request.trial_id, summary.outcome):
-            return
-        reason = f"{MAX_LOST_IN_A_ROW} attempts in a row, or more, lost their worker there"
-        self._source.node_quarantined(running.node, reason)
+        # Without an id it is an early worker's, here; or on a node that Ray has forgotten.
+        here = "" if running.is_elsewhere else self.this_node_id or running.node
+        node_id = running.node_id or here
+        if self._watch.take(node_id, running.request.trial_id, summary.outcome):
+            self._hold_sick(running.node, node_id, last=summary.reason, hint=LOSS_HINT)
+
+    def _hold_sick(self, node: str, node_id: str, *, last: str, hint: str) -> None:
+        reason = f"{MAX_LOST_IN_A_ROW} workers in a row, or more, were lost there"
+        self._source.node_quarantined(node, reason)
         if not self.hold_node(node_id):
             losses = named(self._watch.losses(node_id))
             raise InfrastructureError(
-                f"no usable node is left: {running.node} lost {MAX_LOST_IN_A_ROW} workers or more "
-                f"in a row ({losses}; last: {summary.reason}).",
-                hint=LOSS_HINT,
+                f"no usable node is left: {node} lost {MAX_LOST_IN_A_ROW} workers or more "
+                f"in a row ({losses}; last: {last}).",
+                hint=hint,
             )
 
     def notice(self, text: str) -> None:

@@ -24,6 +24,7 @@ from stability_search.errors import InfrastructureError
 from stability_search.interruption import Signals
 from stability_search.search.desk import Desk
 from stability_search.search.early import EarlyWorkers
+from stability_search.search.joining import cannot_join
 from stability_search.search.machine import Machine, Node, num_cpus
 from stability_search.search.nodes import Inspector, NodeFacts, facts_of_this_machine
 from stability_search.search.remains import kill_group
@@ -162,11 +163,12 @@ class Cluster:
             assert self._thread is not None  # noqa: S101 - for ourselves: it was started
             self._thread.join(_WAIT_S)
         if self._problem is not None:
-            where = self._address or "this machine"
             cause = self._problem.__cause__
             reason = f"{self._problem}: {cause}" if cause else f"{self._problem}"
+            if self._address is not None:
+                raise cannot_join(self._address, reason) from self._problem
             raise InfrastructureError(
-                f"ray: it did not start on {where}: {reason}",
+                f"ray: it did not start on this machine: {reason}",
                 hint="`stability-search doctor` checks what it needs.",
             ) from self._problem
 
@@ -277,6 +279,13 @@ class Cluster:
     def storage(self) -> Path:
         """Where Ray Tune may keep what nobody reads."""
         return self._folder / "tune"
+
+    @property
+    def head(self) -> str:
+        """`HOST:PORT` of its head, once `wait` has returned."""
+        import ray
+
+        return str(ray.get_runtime_context().gcs_address)
 
     def nodes(self) -> list[Node]:
         """Return what each node offers, once `wait` has returned."""

@@ -17,7 +17,8 @@ from stability_search.errors import (
     UsageError,
     UserCodeError,
 )
-from stability_search.records import Json, Outcome, Stage, TrialRow
+from stability_search.records.trial import Outcome, Stage, TrialRow
+from stability_search.records.values import Json
 from stability_search.search import run_directory
 from stability_search.search.breakers import refuse_settings
 from stability_search.search.confirm import ConfirmCost, describe_cost
@@ -27,10 +28,11 @@ from stability_search.search.machine import Machine, choose_machine, this_machin
 from stability_search.search.plan import StudyPlan, planned_work
 from stability_search.search.request import TrialRequest
 from stability_search.search.run_directory import RunDirectory
-from stability_search.search.shipping import pack
+from stability_search.search.shipping import Cargo, pack
 from stability_search.search.timing import Timing, time_steps
 from stability_search.space import Space
 from stability_search.space_directory import default_path
+from stability_search.task_files import size_of
 from stability_search.yardstick import probe_steps
 
 _NUM_SHOWN = 5
@@ -46,6 +48,7 @@ class Outlook:
         proposals: Settings of its first configurations.
         first: The first of them as a trial, with what is tried before the first trial.
         uploaded: The task's files that would go to every node of a cluster, and their bytes.
+        notes: What a user must know about what would not go there, one sentence each.
         pilot_rates: Learning rates of the pilot.
         confirm: Bounds of what confirm costs.
         num_trials: Most trials of all stages.
@@ -60,6 +63,7 @@ class Outlook:
     proposals: tuple[Mapping[str, Json], ...]
     first: TrialRequest
     uploaded: Mapping[str, int]
+    notes: tuple[str, ...]
     pilot_rates: tuple[float, ...]
     confirm: ConfirmCost
     num_trials: int
@@ -100,8 +104,8 @@ def look_ahead(space: Space, *, output: Path | None, address: str | None) -> Out
         address: Ray cluster that would be joined; None for this machine.
 
     Raises:
-        UsageError: `run` would refuse: a trial needs more than this machine has, or the directory
-            cannot be used.
+        UsageError: `run` would refuse: a trial needs more than this machine has, the directory
+            cannot be used, or the task's files cannot be sent.
     """
     study = space.study
     is_known = address is None and is_surely_cpu(study.search.resources)
@@ -111,12 +115,15 @@ def look_ahead(space: Space, *, output: Path | None, address: str | None) -> Out
     proposals = tuple(space.settings(one) for one in plan.first_proposals(_NUM_SHOWN))
     trials, steps = planned_work(space)
     status = os.statvfs(there)
+    cargo = Cargo() if address is None else pack(space.task, import_path=Path.cwd())
+    cargo.refuse_unsendable()
     return Outlook(
         machine=choose_machine(space, this_machine()) if is_known else None,
         path=path,
         proposals=proposals,
         first=_first_trial(plan, proposals[0]),
-        uploaded={} if address is None else _uploaded(space),
+        uploaded={name: size_of(path) for name, path in cargo.files.items()},
+        notes=cargo.notes,
         pilot_rates=tuple(space.pilot_learning_rates()),
         confirm=describe_cost(space),
         num_trials=trials,
@@ -191,11 +198,6 @@ def _first_trial(plan: StudyPlan, settings: Mapping[str, Json]) -> TrialRequest:
     )
     config_id = space.config_id(settings)
     return replace(pilot, config=config, settings=settings, config_id=config_id)
-
-
-def _uploaded(space: Space) -> dict[str, int]:
-    cargo = pack(space.task, import_path=Path.cwd())
-    return {name: path.stat().st_size for name, path in cargo.files.items()}
 
 
 def _existing(path: Path) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from stability_search.search.desk import Desk, RunningTrial
 from stability_search.search.remains import kill_group
 from stability_search.search.worker import ReportKind, WorkerSettings
-from stability_search.settings import Resources
+from stability_search.settings.study import Resources
 
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # NVIDIA, WSL, AMD
 _POLL_S = 0.1  # signals are looked for so often

@@ -9,7 +9,8 @@ import shlex
 from collections.abc import Mapping
 
 from stability_search.files import write_whole
-from stability_search.records import Json, TrialRow
+from stability_search.records.trial import TrialRow
+from stability_search.records.values import Json
 from stability_search.search import run_directory
 from stability_search.search.nodes import NodeFacts
 from stability_search.search.run_directory import RunDirectory

@@ -7,7 +7,7 @@ ten thousandth.
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-from stability_search.records import Outcome, Stage, TrialRow
+from stability_search.records.trial import Outcome, Stage, TrialRow
 from stability_search.search.request import MAX_ATTEMPTS
 
 

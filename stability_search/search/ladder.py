@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from stability_search.records import Outcome, Stage, TrialRow
-from stability_search.scoring import S_V1, StabilityScore, stability_score
+from stability_search.records.trial import Outcome, Stage, TrialRow
+from stability_search.scoring.configuration import StabilityScore, stability_score
+from stability_search.scoring.constants import S_V1
 from stability_search.search.candidates import Grid, Rung
 from stability_search.search.request import MAX_ATTEMPTS
-from stability_search.settings import ConfirmSettings
+from stability_search.settings.study import ConfirmSettings
 from stability_search.standing import LADDER_SEEDS
 
 UNBEATABLE = 0.98  # judgement: of the ceiling of S, from which more would make no difference

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from stability_search.errors import StoppedEarlyError, UsageError
 from stability_search.files import PART_SUFFIX, cannot_write, put_in_place
-from stability_search.records import Json, Outcome, Stage, TrialRow
+from stability_search.records.trial import Outcome, Stage, TrialRow
+from stability_search.records.values import Json
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stability_search.records import Stage, TrialRow
+from stability_search.records.trial import Stage, TrialRow
 from stability_search.search.candidates import Rung
 from stability_search.search.choice import Choice, choose
 from stability_search.search.ladder import Results, ladder_seeds
-from stability_search.settings import StudySettings
+from stability_search.settings.study import StudySettings
 from stability_search.standing import ConfigurationStanding, configuration_standing
 from stability_search.yardstick import Yardstick, yardstick
 

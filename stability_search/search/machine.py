@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from stability_search.errors import UsageError
-from stability_search.settings import Resources
+from stability_search.settings.study import Resources
 from stability_search.space import Space
 
 Device = Literal["cpu", "cuda"]
@@ -16,6 +16,7 @@ _ACCELERATOR = "accelerator_type:"
 _ACCELERATOR_SHARE = 0.001  # Ray offers 1 of it on each node, and only asks whether it is there
 _SLACK = 1e-9  # of a division that is whole but for rounding
 _RAYS_LABELS = "ray.io/"
+_RAYS_OWN = frozenset({"CPU", "GPU", "memory", "object_store_memory"})  # the rest has a colon
 _UNNAMED = "an unnamed model"
 
 
@@ -122,11 +123,12 @@ def choose_machine(space: Space, *nodes: Node, is_joined: bool = False) -> Machi
             this process's torch does not.
 
     Raises:
-        UsageError: A trial needs more than any node has, no node has the GPU model or the labels
-            asked for, or trials would run on GPUs of several models.
+        UsageError: A trial needs more than any node has, no node has the GPU model, the labels or
+            the custom resources asked for, or trials would run on GPUs of several models.
     """
     resources = space.study.search.resources
     usable = _with_labels(_with_accelerator(nodes, resources), resources)
+    _refuse_unknown_custom(usable, resources)
     gpu = resources.gpu
     if gpu is None:
         gpu = 1.0 if _has_gpu(usable, resources, is_joined=is_joined) else 0.0
@@ -162,7 +164,7 @@ def _too_large(machine: Machine, nodes: Sequence[Node]) -> UsageError:
 
 
 def _listed(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}"
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 
 
 def _with_accelerator(nodes: Sequence[Node], resources: Resources) -> Sequence[Node]:
@@ -205,11 +207,32 @@ def _with_labels(nodes: Sequence[Node], resources: Resources) -> Sequence[Node]:
         found = f"there is {'; '.join(known)}" if known else "no node has a label of its own"
         raise UsageError(
             f"search.resources.labels: a node must have {wanted}, but {found}.",
-            hint="Ask for labels that a node has, or leave them out."
-            if any(node.node_id for node in nodes)
-            else "Join a cluster by --address, or leave them out.",
+            hint=_way_out("labels", nodes),
         )
     return usable
+
+
+def _refuse_unknown_custom(nodes: Sequence[Node], resources: Resources) -> None:
+    offered = {name for node in nodes for name, amount in node.resources.items() if amount > 0}
+    missing = sorted(resources.custom.keys() - offered)
+    if missing:
+        known = sorted(name for name in offered if name not in _RAYS_OWN and ":" not in name)
+        found = f"there is {', '.join(known)}" if known else "no node has a resource of its own"
+        whose = "a node with these labels" if resources.labels else "a node"
+        raise UsageError(
+            f"search.resources.custom: {whose} must have {_listed(missing)}, but {found}.",
+            hint=_way_out("custom", nodes),
+        )
+
+
+def _way_out(key: str, nodes: Sequence[Node]) -> str:
+    """Say how to go on where no node has what is asked for."""
+    is_joined = any(node.node_id for node in nodes)
+    other = "Ask for what a node has" if is_joined else "Join a cluster by --address"
+    return (
+        f"{other}, or ask for nothing by `--set search.resources.{key}={{}}`; "
+        "`run` and `resume` both take it."
+    )
 
 
 def _has_labels(node: Node, labels: Mapping[str, tuple[str, ...]]) -> bool:

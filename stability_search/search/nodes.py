@@ -13,31 +13,35 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from stability_search.errors import InfrastructureError
-from stability_search.records import Json
+from stability_search.neighbours import files_in
+from stability_search.records.values import Json
 from stability_search.search.machine import Machine, Node
 from stability_search.search.shipping import (
     Cargo,
     digest_of,
-    folder_files,
     installed_digest,
     own_digest,
     pack,
     travelled,
 )
-from stability_search.settings import TaskReference
+from stability_search.settings.trial import TaskReference
 
 ANSWER_S = 60.0  # a node has so long to say what it is like; starting a worker takes seconds
 _POLL_S = 0.2  # signals are looked for so often
 _SHOWN = 60  # characters of an error in the table
 _MISSING = "missing"
+_NO_MODULE = re.compile(r"No module named '(stability_search[\w.]*)'")
 
+Answer = TypeVar("Answer")
 Look = Callable[[], None]
 """Called several times a second while nodes are waited for; may raise to give up."""
 
@@ -128,7 +132,7 @@ def facts_there(name: str, module: str) -> NodeFacts:
     modules = ""
     if name:
         root = travelled(name)
-        modules = digest_of(folder_files(root)) if root is not None else _MISSING
+        modules = digest_of(files_in(root)) if root is not None else _MISSING
     elif module:
         modules = installed_digest(module) or _MISSING
     return facts_here(modules)
@@ -282,7 +286,7 @@ class Inspector:
         """
         nodes = living()
         usable = [node for node in nodes if machine.num_slots_on(node)]
-        names = _names(usable)
+        names = names_of(usable)
         begun = time.monotonic()
         failures = self._ask([node.node_id for node in usable], look)
         left = {node.node_id for node in living()} if failures else {*names}
@@ -292,7 +296,7 @@ class Inspector:
         }
         listed = [
             *differences(found, self._here, is_cuda=self._is_cuda),
-            *(_failed(names[node_id], text, self._here) for node_id, text in failures.items()),
+            *(failed(names[node_id], text, self._here) for node_id, text in failures.items()),
         ]
         if listed:
             num_bad = len({one.node for one in listed})
@@ -323,7 +327,7 @@ class Inspector:
         if node_id not in self._facts and node_id not in self._problems:
             failures = self._ask([node_id], look)
             if failures:
-                self._problems[node_id] = str(_failed("", failures[node_id], self._here))
+                self._problems[node_id] = str(failed("", failures[node_id], self._here))
             else:
                 facts = {"": self._facts[node_id]}
                 listed = differences(facts, self._here, is_cuda=self._is_cuda)
@@ -332,47 +336,74 @@ class Inspector:
 
     def _ask(self, node_ids: Sequence[str], look: Look) -> dict[str, str]:
         """Keep what nodes are like, and return why the others did not say it."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        task = ray.remote(num_cpus=0, max_retries=0)(facts_there)
-        asked: dict[ray.ObjectRef[NodeFacts], str] = {}
-        for node_id in node_ids:
-            there = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-            answer = task.options(scheduling_strategy=there).remote(
-                self._cargo.name, self._cargo.module
-            )
-            asked[answer] = node_id
-        waiting, deadline = list(asked), time.monotonic() + ANSWER_S
-        failures: dict[str, str] = {}
-        while waiting and time.monotonic() < deadline:
-            look()
-            ready, waiting = ray.wait(waiting, num_returns=1, timeout=_POLL_S)
-            for answer in ready:
-                try:
-                    self._facts[asked[answer]] = ray.get(answer)
-                except Exception as error:  # noqa: BLE001 - whatever went wrong there
-                    failures[asked[answer]] = str(error)
-        for answer in waiting:
-            ray.cancel(answer, force=True)
-            failures[asked[answer]] = ""
+        words = (self._cargo.name, self._cargo.module)
+        answers, failures = ask_nodes(facts_there, words, node_ids, look)
+        self._facts |= answers
         return failures
 
 
-def _failed(node: str, text: str, here: NodeFacts) -> Difference:
+def ask_nodes(
+    question: Callable[..., Answer], words: Sequence[str], node_ids: Sequence[str], look: Look
+) -> tuple[dict[str, Answer], dict[str, str]]:
+    """Run a function as a task on each of some nodes; it takes no CPU from anybody.
+
+    Args:
+        question: The function.
+        words: Its arguments.
+        node_ids: Ray's ids of the nodes.
+        look: Called while they answer.
+
+    Returns:
+        What came back by node, and why nothing came from the others; empty for no answer in time.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(question)
+    asked: dict[ray.ObjectRef[Answer], str] = {}
+    for node_id in node_ids:
+        there = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+        asked[task.options(scheduling_strategy=there).remote(*words)] = node_id
+    waiting, deadline = list(asked), time.monotonic() + ANSWER_S
+    answers: dict[str, Answer] = {}
+    failures: dict[str, str] = {}
+    while waiting and time.monotonic() < deadline:
+        look()
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=_POLL_S)
+        for answer in ready:
+            try:
+                answers[asked[answer]] = ray.get(answer)
+            except Exception as error:  # noqa: BLE001 - whatever went wrong there
+                failures[asked[answer]] = str(error)
+    for answer in waiting:
+        ray.cancel(answer, force=True)
+        failures[asked[answer]] = ""
+    return answers, failures
+
+
+def failed(node: str, text: str, here: NodeFacts) -> Difference:
+    """Return why a node did not say what it is like, as a difference.
+
+    Args:
+        node: Its name.
+        text: What went wrong there; empty for no answer in time.
+        here: What this machine is like.
+    """
     if not text:
         there = f"none within {ANSWER_S:g} s"
         return Difference(node=node, what="an answer", there=there, here="at once")
-    if "No module named 'stability_search" in text:
+    missing = _NO_MODULE.search(text)
+    if missing:
+        there = _MISSING if missing[1] == "stability_search" else f"without {missing[1]}"
         return Difference(
-            node=node, what="stability-search", there=_MISSING, here=here.stability_search
+            node=node, what="stability-search", there=there, here=here.stability_search
         )
     last = text.strip().splitlines()[-1].strip()
     shown = last if len(last) <= _SHOWN else f"{last[: _SHOWN - 3]}..."
     return Difference(node=node, what="an answer", there=shown, here="at once")
 
 
-def _names(nodes: Iterable[Node]) -> dict[str, str]:
+def names_of(nodes: Iterable[Node]) -> dict[str, str]:
     """Name nodes by their hosts, and by a part of Ray's id where several are on one host."""
     listed = list(nodes)
     count = Counter(node.host for node in listed)

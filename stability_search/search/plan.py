@@ -12,14 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from stability_search.errors import StoppedEarlyError
-from stability_search.records import (
-    Json,
-    Stage,
-    TrialRow,
-    TrialSummary,
-    Verdict,
-    VerdictKind,
-)
+from stability_search.records.trial import Stage, TrialRow, TrialSummary
+from stability_search.records.values import Json
+from stability_search.records.verdict import Verdict, VerdictKind
 from stability_search.search.budget import Budget, Clock
 from stability_search.search.confirm import Confirmation, ConfirmTrial, Need, describe_cost
 from stability_search.search.history import History, must_repeat
@@ -28,7 +23,7 @@ from stability_search.search.reported import ReportedYardsticks
 from stability_search.search.request import TrialRequest
 from stability_search.search.sampler import Sampler, Told, told, varying_values
 from stability_search.seeding import derive_seed
-from stability_search.settings import TrialConstants
+from stability_search.settings.trial import TrialConstants
 from stability_search.space import Space
 from stability_search.standing import score_trial
 from stability_search.yardstick import (

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from stability_search.records import Scalar
+from stability_search.records.values import Scalar
 from stability_search.space import Parameter, Space
 from stability_search.space.parameter import same_value
 

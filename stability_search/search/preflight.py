@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from stability_search.records import Json
-from stability_search.settings import SETTING_NAMES, TrialConfig
+from stability_search.records.values import Json
+from stability_search.settings.trial import SETTING_NAMES, TrialConfig
 from stability_search.space import Space
 
 # What a model may be unable to honour, and the values that ask for it; None for any number.

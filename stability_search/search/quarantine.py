@@ -85,9 +85,25 @@ def node_of(actor: Any) -> str:  # noqa: ANN401 - Ray's handle has no public typ
 
     The actor itself cannot be asked: it may be the one that has just died.
     """
-    table = ray._private.state.actors(actor._actor_id.hex())  # noqa: SLF001 - no public way
+    return node_of_id(actor._actor_id.hex())  # noqa: SLF001 - no public way
+
+
+def node_of_id(actor_id: str) -> str:
+    """Return the same as `node_of` by the actor's id, which is what an error has; maybe empty."""
+    if not actor_id:
+        return ""
+    table = ray._private.state.actors(actor_id)  # noqa: SLF001 - no public way
     node_id = table.get("Address", {}).get("NodeID", "")
     return str(node_id or "")
+
+
+def host_of(node_id: str) -> str:
+    """Return the name of a node's host, of one that is gone as well; empty for no known node."""
+    hosts = {
+        node["NodeID"]: node["NodeManagerHostname"]
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+    }
+    return str(hosts.get(node_id, ""))
 
 
 def _is_reserved(group: PlacementGroup) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stability_search import space as spaces
-from stability_search.records import Stage, TrialRow
+from stability_search.records.trial import Stage, TrialRow
 from stability_search.search import run_directory
 from stability_search.search.ledger import DamagedLedgerError, Ledger
 from stability_search.search.run_directory import RunDirectory

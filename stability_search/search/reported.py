@@ -7,8 +7,8 @@ sampler hears and what confirm decides with are fitted elsewhere, to fewer trial
 
 from collections.abc import Iterable
 
-from stability_search.records import Stage, TrialRow
-from stability_search.settings import StudySettings
+from stability_search.records.trial import Stage, TrialRow
+from stability_search.settings.study import StudySettings
 from stability_search.yardstick import GrowingYardstick, Yardstick, refused
 
 

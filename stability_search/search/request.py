@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from stability_search.records import Json, Stage
-from stability_search.settings import TrialConfig, TrialConstants
+from stability_search.records.trial import Stage
+from stability_search.records.values import Json
+from stability_search.settings.trial import TrialConfig, TrialConstants
 
 MAX_ATTEMPTS = 3  # an `infrastructure` end is tried again twice
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from stability_search.errors import StoppedEarlyError, UsageError
 from stability_search.files import cannot_write, write_whole
 from stability_search.privacy import Privacy
-from stability_search.records import Json
+from stability_search.records.values import Json
 from stability_search.space import Space
 from stability_search.space_directory import (
     copy_task_file,
@@ -209,7 +209,8 @@ def space_of(run: RunDirectory, facts: Mapping[str, Json]) -> "Space":
         )
         raise UsageError(
             f"{run.space}: the space changed since the study began.\n{difference}",
-            hint="Undo the change; budgets, confirm.top and confirm.seeds can be raised by --set.",
+            hint="Undo the change; budgets, confirm.top and confirm.seeds can be raised by --set, "
+            "search.resources.labels and .custom changed.",
         )
     return spaces.load(run.space, folder=Path(str(facts["original_folder"])))
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stability_search.records import Outcome, TrialSummary
+from stability_search.records.trial import Outcome, TrialSummary
 from stability_search.search.hearing import Result, num_early, worth_hearing
 from stability_search.search.points import active_values, random_point, sobol_point, values_at
 from stability_search.search.tpe import TpeStudy, distribution

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from stability_search.records import TrialSummary
+from stability_search.records.trial import TrialSummary
 from stability_search.search.nodes import NodeFacts
 from stability_search.search.request import TrialRequest
 

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from stability_search import space as spaces
 from stability_search.errors import UsageError
-from stability_search.records import Json, Outcome, Stage, TrialRow, Verdict, VerdictKind
+from stability_search.records.trial import Outcome, Stage, TrialRow
+from stability_search.records.values import Json
+from stability_search.records.verdict import Verdict, VerdictKind
 from stability_search.search import run_directory
 from stability_search.search.closing import known_verdict
 from stability_search.search.confirm import describe_cost

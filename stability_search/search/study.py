@@ -7,14 +7,12 @@ The ledger is the only truth: a trial is finished once its row is on the disk.
 """
 
 import contextlib
+import os
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from stability_search import space as spaces
 from stability_search.errors import (
@@ -23,19 +21,11 @@ from stability_search.errors import (
     StoppedEarlyError,
     UsageError,
 )
-from stability_search.events import Event, EventName
+from stability_search.events import Listener, ignore, message
 from stability_search.files import write_whole
 from stability_search.interruption import Interrupted, Signals
-from stability_search.records import (
-    Json,
-    Stage,
-    TrialRow,
-    TrialSummary,
-    Verdict,
-    VerdictKind,
-)
+from stability_search.records.verdict import Verdict, VerdictKind
 from stability_search.search import run_directory
-from stability_search.search.breakers import Breakers, refuse_settings
 from stability_search.search.closing import (
     Study,
     forget_verdict,
@@ -44,32 +34,26 @@ from stability_search.search.closing import (
     unfinished,
     write_all,
 )
-from stability_search.search.confirm import describe_cost
 from stability_search.search.driver import Cluster, drive, output_to, worker_settings
 from stability_search.search.early import EarlyWorkers, is_surely_cpu
-from stability_search.search.environment import Environment, describe
+from stability_search.search.environment import describe
+from stability_search.search.head import HeadWatch
+from stability_search.search.joining import refuse_unreachable
 from stability_search.search.ledger import Ledger
 from stability_search.search.machine import Machine, choose_machine, this_machine
+from stability_search.search.news import News
 from stability_search.search.nodes import Inspector, facts_for
-from stability_search.search.plan import StudyPlan, planned_work
+from stability_search.search.plan import planned_work
 from stability_search.search.remains import ended_at_last
-from stability_search.search.reopening import open_ledger, parameters_of
-from stability_search.search.request import TrialRequest
+from stability_search.search.reopening import open_ledger
 from stability_search.search.run_directory import RunDirectory
 from stability_search.search.shipping import Cargo, pack
-from stability_search.search.source import Place
+from stability_search.search.study_source import StudySource
 from stability_search.space import Space
 from stability_search.space_directory import default_path, refuse_changed_task
-from stability_search.standing import score_trial
-
-Listener = Callable[[Event], None]
 
 _EXIT_TERMINATED = 143
 _EXIT_ERRORS_WITH_REPORT = (4, 5, 6, 130, 143)
-
-
-def ignore(_event: Event) -> None:
-    """Listen to nothing."""
 
 
 def run(
@@ -84,7 +68,8 @@ def run(
     Args:
         space: A loaded space, or the path or name of a space file.
         output: Run directory to make; default `reports/<name>-<UTC time>`.
-        address: Ray cluster to join; None starts one on this machine.
+        address: Ray cluster to join; None starts one on this machine. Where its head cannot be
+            reached any more, this process ends with exit code 4: nobody can leave such a Ray.
         on_event: Hears what happens. While it is called, standard output and standard error
             lead to the run's log; a listener that prints keeps a copy of them.
 
@@ -119,7 +104,10 @@ def run_study(
 
     Raises:
         UsageError: The space, the model or the directory does not allow it.
+        InfrastructureError: Nothing answers at the address; nothing was written.
     """
+    if address is not None:
+        refuse_unreachable(address)
     path = output or default_path(space.study.name, datetime.now(UTC))
     directory = run_directory.create(
         path,
@@ -134,9 +122,7 @@ def run_study(
         _early_workers(space, directory, address) as early,
     ):
         ledger = Ledger.create(directory.ledger, run_directory.study_facts(space))
-        study = _Running(
-            space, directory, ledger, folder=space.folder, command=command, on_event=on_event
-        )
+        study = _Running(space, directory, ledger, command=command, news=News(space, on_event))
         return study.run(address, early, signals)
 
 
@@ -152,7 +138,8 @@ def resume_study(
 
     Args:
         path: The run directory.
-        overrides: `key=value`; budgets, `confirm.top` and `confirm.seeds` may rise.
+        overrides: `key=value`; budgets, `confirm.top` and `confirm.seeds` may rise, `labels` and
+            `custom` of `search.resources` may change.
         address: As in `run_study`.
         command: The command line, for the record.
         on_event: Hears what happens.
@@ -161,26 +148,26 @@ def resume_study(
         UsageError: No run directory, another process writes to it, the task changed, or an
             override changes more than it may.
     """
+    if address is not None:
+        refuse_unreachable(address)
     directory = run_directory.open_run(path)
     with run_directory.lock(directory), _signals_taken() as signals, ended_at_last():
-        ledger = open_ledger(directory, lambda text: on_event(_message("warning", text)))
+        ledger = open_ledger(directory, lambda text: on_event(message("warning", text)))
         facts = dict(ledger.facts())
         old = run_directory.space_of(directory, facts)
         new = spaces.load(directory.space, overrides, folder=old.folder)
         differences = spaces.resume_difference(old, new)
         if differences:
             raise UsageError(
-                f"{path}: resume may only raise budgets, confirm.top and confirm.seeds, but: "
-                f"{' '.join(differences)}",
+                f"{path}: resume may only raise budgets, confirm.top and confirm.seeds, and "
+                f"change search.resources.labels and .custom, but: {' '.join(differences)}",
                 hint="Start a new study with `run` for any other change.",
             )
         refuse_changed_task(directory.path, facts)
         if new.text != facts["space_text"]:
             write_whole(directory.space, new.text)
             forget_verdict(ledger, {**facts, "space_text": new.text})
-        study = _Running(
-            new, directory, ledger, folder=old.folder, command=command, on_event=on_event
-        )
+        study = _Running(new, directory, ledger, command=command, news=News(new, on_event))
         return study.run(address, None, signals)
 
 
@@ -209,42 +196,17 @@ def _early_workers(
         yield early
 
 
-# ---------------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True, slots=True)
-class _Started:
-    at: str
-    node: str
-
-
 class _Running:
-    """One study while it runs: between the plan, the ledger and whoever watches."""
+    """One study from its first trial, or the next, to a verdict or a reason to stop early."""
 
-    def __init__(  # noqa: PLR0913 - what a study is made of
-        self,
-        space: Space,
-        directory: RunDirectory,
-        ledger: Ledger,
-        *,
-        folder: Path,
-        command: str,
-        on_event: Listener,
+    def __init__(
+        self, space: Space, directory: RunDirectory, ledger: Ledger, *, command: str, news: News
     ) -> None:
         self._space = space
         self._directory = directory
         self._ledger = ledger
-        self._folder = folder
         self._command = command
-        self._on_event = on_event
-        self._stage: Stage | None = None
-        self._started: dict[str, _Started] = {}
-        self._is_task_known = False  # to be built by what this command has started
-        self._unwritten: list[tuple[TrialRow, bytes | None]] = []
-        self._machine: Machine
-        self._environment = Environment(directory, space, command)
-        self._plan: StudyPlan
-        self._breakers: Breakers
+        self._news = news
 
     def run(self, address: str | None, early: EarlyWorkers | None, signals: Signals) -> Study:
         """Run until there is a verdict or a reason to stop early."""
@@ -261,23 +223,13 @@ class _Running:
             self._ledger.close()
         if verdict.exit_code == _EXIT_TERMINATED:  # two seconds are left, the report takes one
             lines = (f"Incomplete. {verdict.reason}",)
-            self._tell_end(verdict, report=None)
+            self._news.study_finished(verdict, report=None)
             return Study(directory=self._directory.path, verdict=verdict, lines=lines)
         study = write_all(
             self._space, self._directory, self._ledger.rows(), verdict, self._command
         )
-        self._tell_end(verdict, report=str(self._directory.report_html))
+        self._news.study_finished(verdict, report=self._directory.report_html)
         return study
-
-    def _tell_end(self, verdict: Verdict, *, report: str | None) -> None:
-        self._tell(
-            EventName.STUDY_FINISHED,
-            verdict=verdict.kind.value,
-            exit_code=verdict.exit_code,
-            config_id=verdict.choice or verdict.closest,
-            reason=verdict.reason,
-            report=report,
-        )
 
     def _run_trials(
         self, address: str | None, early: EarlyWorkers | None, signals: Signals
@@ -290,212 +242,75 @@ class _Running:
         cargo = None
         if address is not None:
             cargo = pack(self._space.task, import_path=Path.cwd())
-            cargo.refuse_large()
-        with output_to(self._directory.log), Cluster(address, cargo) as cluster:
+            cargo.refuse_unsendable()
+        with (
+            output_to(self._directory.log),
+            contextlib.ExitStack() as watch,  # also while the cluster is left
+            Cluster(address, cargo) as cluster,
+        ):
             signals.last_words = lambda: self._leave_at_once(cluster)
             if early is None:
                 cluster.wait(signals)
                 signals.install()  # Ray has taken SIGTERM
                 nodes, is_joined = cluster.nodes(), address is not None
-                machine = choose_machine(self._space, *nodes, is_joined=is_joined)
             else:
-                machine = choose_machine(self._space, this_machine())
-            self._begin(machine)
-            inspector = self._inspect(cluster, cargo, signals) if cargo is not None else None
+                nodes, is_joined = [this_machine()], False
+            machine = choose_machine(self._space, *nodes, is_joined=is_joined)
+            source = StudySource(
+                self._space,
+                self._directory,
+                self._ledger,
+                machine=machine,
+                command=self._command,
+                news=self._news,
+            )
+            source.begin()
+            inspector = None
+            if cargo is not None:
+                watch.enter_context(self._watch_head(cluster, source))
+                inspector = _inspect(cluster, cargo, machine, source.noticed, signals)
             signals.check()
             drive(
-                self,
+                source,
                 cluster=cluster,
                 machine=machine,
-                folder=self._folder,
+                folder=self._space.folder,
                 signals=signals,
                 early=early,
                 facts_of=inspector.facts_of if inspector else facts_for(self._space.task),
                 inspector=inspector,
             )
-        if self._plan.verdict is None:
+        if source.plan.verdict is None:
             raise InfrastructureError("ray: it ended before the study did; see run.log.")
-        return self._plan.verdict
-
-    def _inspect(self, cluster: Cluster, cargo: Cargo, signals: Signals) -> Inspector:
-        """Compare the nodes before anything starts.
-
-        Raises:
-            InfrastructureError: One of them cannot take part.
-        """
-        inspector = Inspector(cargo, is_cuda=self._machine.device == "cuda")
-        if cargo.files:
-            self.noticed(f"{cargo} of the task go to every node")
-        self.noticed(inspector.check_all(self._machine, cluster.nodes, signals.check))
-        return inspector
+        return source.plan.verdict
 
     def _leave_at_once(self, cluster: Cluster) -> None:
         run = shlex.quote(str(self._directory.path))
         text = f"Interrupted twice; go on with `stability-search resume {run}`."
-        self._tell(EventName.MESSAGE, level="warning", text=text)
+        self._news.message("warning", text)
         cluster.remove_folder()
 
-    def _begin(self, machine: Machine) -> None:
-        self._machine = machine
-        self._plan = StudyPlan(
-            self._space,
-            device=machine.device,
-            num_slots=machine.num_slots,
-            rows=self._ledger.rows(),
-        )
-        self._breakers = Breakers(self._plan.rows)
-        self._environment.write(self._ledger.facts(), device=machine.device)
-        self._tell(
-            EventName.STUDY_STARTED,
-            run_directory=str(self._directory.path),
-            device=machine.device,
-            trials=self._plan.num_planned(Stage.SEARCH) if self._space.has_space else 0,
-            slots=machine.num_slots,
-            space=str(self._space.path),
-            outcomes=dict(Counter(row.summary.outcome.value for row in self._plan.rows)),
-        )
+    def _watch_head(self, cluster: Cluster, source: StudySource) -> HeadWatch:
+        """Return what ends this process where the cluster's head is gone: Ray lets nobody go."""
 
-    # -- what the driver asks and tells --------------------------------------------------------
+        def end(text: str) -> None:
+            try:
+                run = shlex.quote(str(self._directory.path))
+                hint = f"\nMend that, then go on with `stability-search resume {run}`."
+                verdict = self._stopped(InfrastructureError(f"ray: {text}.", hint=hint))
+                write_all(
+                    self._space, self._directory, self._ledger.rows(), verdict, self._command
+                )
+                self._news.study_finished(verdict, report=self._directory.report_html)
+                cluster.remove_folder()
+            finally:
+                os._exit(InfrastructureError.exit_code)
 
-    @property
-    def is_over(self) -> bool:
-        """True once the plan has a verdict."""
-        return self._plan.verdict is not None
-
-    def next_trial(self) -> TrialRequest | None:
-        """Return the plan's next trial."""
-        stage = self._plan.stage
-        request = self._plan.next_trial()
-        if request is not None and stage is not self._stage:
-            self._stage = stage
-            planned = self._plan.num_planned(stage)
-            self._tell(
-                EventName.STAGE_STARTED,
-                stage=stage.value,
-                planned=planned,
-                planned_at_most=describe_cost(self._space).max_trials
-                if planned is None
-                else planned,
-                finished=sum(
-                    row.stage is stage and not self._plan.will_retry(row)
-                    for row in self._plan.rows
-                ),
-            )
-        return request
-
-    def trial_started(self, request: TrialRequest, node: str) -> None:
-        """Note when and where a trial began."""
-        self._started[request.trial_id] = _Started(at=_now(), node=node)
-        self._tell(
-            EventName.TRIAL_STARTED,
-            trial_id=request.trial_id,
-            stage=request.stage.value,
-            config_id=request.config_id,
-            seed=request.config.seed,
-            attempt=request.attempt,
-            node=node,
-            num_planned_steps=request.config.num_planned_steps,
-            settings=self._shown(request.settings),
-        )
-
-    def trial_progressed(self, request: TrialRequest, progress: Mapping[str, Any]) -> None:
-        """Pass on how far a trial is."""
-        self._tell(
-            EventName.TRIAL_PROGRESS,
-            trial_id=request.trial_id,
-            num_planned_steps=request.config.num_planned_steps,
-            **progress,
-        )
-
-    def trial_ended(
-        self, request: TrialRequest, summary: TrialSummary, steps: bytes | None, place: Place
-    ) -> None:
-        """Take in how a trial ended, so that the next one can be chosen."""
-        now = datetime.now(UTC)
-        started = self._started.pop(request.trial_id, _Started(at=stamp(now), node=place.host))
-        node = place.host or started.node
-        is_known = node and summary.device != "cuda"  # else it was lost before it named the GPU
-        fingerprint = place.facts.fingerprint(summary.device) if is_known else ""
-        started_at = earlier_start(started.at, ended=now, wall_s=summary.wall_s)
-        row = self._plan.finish(
-            request, summary, started_at=started_at, node=node, fingerprint=fingerprint
-        )
-        refuse_settings(row, is_first=not self._is_task_known)  # nobody's trial leaves no row
-        self._is_task_known |= summary.outcome.is_result
-        self._note_node(row, place)
-        self._unwritten.append((row, steps))
-
-    def _note_node(self, row: TrialRow, place: Place) -> None:
-        """Keep what a fingerprint stands for, the first time that it is seen."""
-        if self._environment.knows(row):
-            return
-        difference = self._environment.note(row, place.facts)
-        if difference:
-            text = f"trials on {row.node} differ from the first in {difference}"
-            self._tell(EventName.MESSAGE, level="warning", text=text)
-        self._environment.write(self._ledger.facts(), device=self._machine.device)
-
-    def node_quarantined(self, node: str, reason: str) -> None:
-        """Pass on that a node gets no further trials."""
-        self._tell(EventName.NODE_QUARANTINED, node=node, reason=reason)
-
-    def noticed(self, text: str) -> None:
-        """Pass on what somebody who watches should know; the log has it, too."""
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
-        self._tell(EventName.MESSAGE, level="info", text=text)
-
-    def settle(self) -> None:
-        """Write down what has ended: its steps, then the ledger, then the news."""
-        while self._unwritten:
-            row, steps = self._unwritten.pop(0)
-            self._write_steps(row, steps)
-            self._ledger.add(row, *parameters_of(self._space, row))
-            self._announce(row)
-            self._breakers.take(row)
-
-    def _write_steps(self, row: TrialRow, steps: bytes | None) -> None:
-        from stability_search.step_files import encode_steps, write_steps  # loads pyarrow
-
-        blob = encode_steps(()) if steps is None else steps
-        write_steps(self._directory.step_file(row.trial_id, row.attempt), blob, row)
-
-    def _announce(self, row: TrialRow) -> None:
-        summary = row.summary
-        score = score_trial(row, self._plan.measure_of(row))
-        self._tell(
-            EventName.TRIAL_FINISHED,
-            trial_id=row.trial_id,
-            stage=row.stage.value,
-            config_id=row.config_id,
-            seed=row.seed,
-            attempt=row.attempt,
-            node=row.node,
-            outcome=summary.outcome.value,
-            reason=summary.reason,
-            q=None if score is None else score.q,
-            num_planned_steps=summary.num_planned_steps,
-            num_steps=summary.num_steps,
-            num_bad_steps=summary.num_bad_steps,
-            wall_s=summary.wall_s,
-            settings=self._shown(row.settings),
-        )
-        if self._plan.will_retry(row):
-            self._tell(
-                EventName.TRIAL_RETRIED,
-                trial_id=row.trial_id,
-                attempt=row.attempt + 1,
-                reason=summary.reason,
-            )
-
-    def _shown(self, settings: Mapping[str, Json]) -> dict[str, Json]:
-        """Return what tells one trial from another: the settings that vary."""
-        names = self._space.varying or tuple(settings)
-        return {name: settings[name] for name in names}
+        return HeadWatch(cluster.head, say=source.noticed, give_up=end)
 
     def _stopped(self, error: StabilitySearchError) -> Verdict:
         level = "info" if isinstance(error, Interrupted) else "error"
-        self._tell(EventName.MESSAGE, level=level, text=str(error))
+        self._news.message(level, str(error))
         return unfinished(
             self._space,
             self._ledger.rows(),
@@ -504,36 +319,27 @@ class _Running:
             reason=_sentence(str(error).splitlines()[0]),
         )
 
-    def _tell(self, name: EventName, **fields: Json) -> None:
-        self._on_event(Event(name=name, time=_now(), fields=fields))
+
+def _inspect(
+    cluster: Cluster,
+    cargo: Cargo,
+    machine: Machine,
+    notice: Callable[[str], None],
+    signals: Signals,
+) -> Inspector:
+    """Compare the nodes before anything starts.
+
+    Raises:
+        InfrastructureError: One of them cannot take part.
+    """
+    inspector = Inspector(cargo, is_cuda=machine.device == "cuda")
+    if cargo.files:
+        notice(f"{cargo} of the task go to every node")
+    for note in cargo.notes:
+        notice(note)
+    notice(inspector.check_all(machine, cluster.nodes, signals.check))
+    return inspector
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:].rstrip('.:')}."
-
-
-def _message(level: str, text: str) -> Event:
-    return Event(name=EventName.MESSAGE, time=_now(), fields={"level": level, "text": text})
-
-
-def _now() -> str:
-    return stamp(datetime.now(UTC))
-
-
-def stamp(when: datetime) -> str:
-    """Return a time in UTC as the ledger and the events write it."""
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def earlier_start(heard: str, *, ended: datetime, wall_s: float) -> str:
-    """Return when a trial started, as well as the study knows.
-
-    It hears late of a start and of an end while it is busy with other trials. A trial began no
-    later than either says; of two in one slot the later then starts after the end of the first.
-
-    Args:
-        heard: When the study heard of the start, as `stamp` writes it.
-        ended: When it heard of the end, in UTC.
-        wall_s: What the trial took, by its worker's clock, in seconds.
-    """
-    return min(heard, stamp(ended - timedelta(seconds=wall_s)))
+    return f"{text[:1].upper()}{text[1:].rstrip(' .:')}."

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from stability_search.records import Scalar
+from stability_search.records.values import Scalar
 from stability_search.search.points import active_values, choice_index
 from stability_search.space import Parameter, Space
 

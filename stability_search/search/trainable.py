@@ -9,7 +9,7 @@ from ray import tune
 from stability_search.search.worker import Report, ReportKind, Worker, WorkerSettings
 
 WARM = "warm"  # kind of the reports of a trial that has no order
-_WARM_S = 0.1  # between two of them; the driver ends such a trial
+_WARM_S = 0.1  # between the first two of them, then twice as long; the driver ends such a trial
 
 
 class DirtyProcessError(RuntimeError):
@@ -25,7 +25,8 @@ class TrialTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Load torch once, and take the first trial."""
-        self._worker = Worker(WorkerSettings(**config["worker"]))
+        settings = WorkerSettings(**config["worker"])
+        self._worker, self._longest_pause_s = Worker(settings), settings.report_s
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -34,7 +35,7 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def _take(self, config: dict[str, Any]) -> None:
-        self._is_warming, self._is_warm = not config["order"], False
+        self._is_warming, self._pause_s = not config["order"], 0.0
         if not self._is_warming:
             self._worker.take(config["order"])
 
@@ -44,8 +45,9 @@ class TrialTrainable(tune.Trainable):
         A dirty process reports the end and then gives itself up: Tune asks for another report.
         """
         if self._is_warming:
-            time.sleep(_WARM_S if self._is_warm else 0.0)
-            self._is_warm = True
+            time.sleep(self._pause_s)
+            # Each report costs the driver some ms, and a hundred workers may wait for the last.
+            self._pause_s = min(max(2 * self._pause_s, _WARM_S), self._longest_pause_s)
             return {"kind": WARM}
         if not self._worker.is_clean:
             raise DirtyProcessError("this process is given up; its trial was reported")

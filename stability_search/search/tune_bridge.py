@@ -1,7 +1,9 @@
 """Between Ray Tune's hooks and the desk."""
 
+import contextlib
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -11,14 +13,17 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stability_search.interruption import Signals
+from stability_search.search.deaths import Death
 from stability_search.search.desk import Desk, RunningTrial
 from stability_search.search.early import EarlyWorkers
 from stability_search.search.nodes import Inspector
 from stability_search.search.quarantine import (
     Quarantine,
     free_resources,
+    host_of,
     living_nodes,
     node_of,
+    node_of_id,
 )
 from stability_search.search.remains import kill_group
 from stability_search.search.trainable import WARM
@@ -73,6 +78,7 @@ class Bridge(Callback):
         self._is_busy_elsewhere = False
         desk.hold_node = self._hold_node
         desk.this_node_id = ray.get_runtime_context().get_node_id()
+        desk.num_slots = num_slots
         self._quarantine = quarantine
         self._node_ids: dict[Any, str] = {}  # by actor
         self._signals = signals
@@ -82,6 +88,7 @@ class Bridge(Callback):
         self._warming: set[str] = set()
         self._num_warmed = 0
         self._places: dict[Any, tuple[str, int]] = {}  # host and process by actor
+        self._begun: set[Any] = set()  # actors whose process has begun a trial
         self._actors: dict[str, Any] = {}
         self._addresses = _addresses()
         self._is_settling_due = False
@@ -165,6 +172,8 @@ class Bridge(Callback):
         for ray_id, running in self._running.items():
             if running.is_overdue and not running.kill() and ray_id in self._actors:
                 kill_there(running, self._actors[ray_id])
+            elif running.is_given_up and ray_id in self._actors:
+                ray.kill(self._actors.pop(ray_id))
 
     def _look_at_waiting(self) -> None:
         """Say that the cluster is busy, and let those begin that have a place."""
@@ -176,7 +185,10 @@ class Bridge(Callback):
             self._desk.notice(self._waiting.message(living_nodes(), free_resources()))
 
     def on_trial_start(self, *, trial: "Trial", **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401
-        """Note when a worker took the trial, and where."""
+        """Note when a worker took the trial, and where.
+
+        A process says once, with its first trial, that it has begun; later trials begin here.
+        """
         running = self._running.get(trial.trial_id)
         if running is None:  # it warms up
             return
@@ -186,12 +198,13 @@ class Bridge(Callback):
         node, pid = self._places.get(actor, (str(trial.node_ip or ""), 0))
         problem = self._problem_of(running.node_id)
         if problem:
-            running.node = running.node or node
+            running.node = host_of(running.node_id) or node
             self._desk.refuse_node(running, problem)
             ray.kill(actor)
             return
         running.is_elsewhere = self._is_elsewhere(running.node_id)
-        self._desk.begin(running, node=node, pid=pid)
+        if actor in self._begun:
+            self._desk.begin(running, node=node, pid=pid)
 
     def _problem_of(self, node_id: str) -> str:
         if self._inspector is None or not node_id:
@@ -218,13 +231,17 @@ class Bridge(Callback):
         """Take a report; the blob is taken out, or Tune would keep it."""
         payload = result.pop("payload", None)
         place = str(result.get("hostname") or ""), int(result.get("pid") or 0)
-        self._places[trial.temporary_state.ray_actor] = place
+        actor: Any = trial.temporary_state.ray_actor
+        if actor not in self._places:
+            self._desk.note_start(self._node_id(actor))
+        self._places[actor] = place
         if result["kind"] == WARM:  # the scheduler has noted it
             return
         running, kind = self._running[trial.trial_id], ReportKind(result["kind"])
         if running.refusal:  # its worker is being ended
             return
         if kind is ReportKind.STARTED:
+            self._begun.add(actor)
             self._desk.begin(running, node=place[0], pid=place[1])
         else:
             self._desk.hear(running, kind, payload)
@@ -235,18 +252,22 @@ class Bridge(Callback):
         self._quarantine.hold_more()
 
     def on_trial_error(self, *, trial: "Trial", **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401
-        """Name the end of a trial whose worker is gone."""
-        if trial.trial_id in self._warming:
+        """Name the end of a trial whose worker is gone, or give it back if it had not begun."""
+        is_nobodys = trial.trial_id in self._warming
+        if is_nobodys:
             self.note_warm(trial.trial_id)  # the next trial starts a worker
-            return
         running = self._forget(trial.trial_id)
-        error = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
-        text = str(error).strip().splitlines() if error is not None else []
-        is_out_of_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
-        reason = "ended by Ray's memory monitor" if is_out_of_memory else ""
-        if running is not None:
-            reason = reason or (text[0] if text else "its worker died")
-            self._desk.lose(running, reason, is_out_of_memory=is_out_of_memory)
+        death = _death_of(trial)
+        if running is not None and running.started:
+            self._desk.lose(
+                running,
+                death.reason,
+                is_out_of_memory=death.is_out_of_memory,
+                is_node_gone=death.is_node_gone,
+            )
+        elif running is not None or is_nobodys:
+            node_id = (running.node_id if running else "") or node_of_id(death.actor_id)
+            self._desk.lose_start(running, death.reason, node=host_of(node_id), node_id=node_id)
         self._quarantine.hold_more()
 
     # ----------------------------------------------------------------------------------------
@@ -275,18 +296,55 @@ class Bridge(Callback):
         self._is_settling_due = self._desk.has_unsettled and not self._is_settling_due
 
 
+def _death_of(trial: "Trial") -> Death:
+    """Return what became of a trial's worker.
+
+    Tune's own way to the error looks where its files are copied to later, and finds none.
+    """
+    with contextlib.suppress(OSError):
+        if trial.error_file is not None:
+            text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+            return Death.from_text(text.partition("\n")[2])  # the first line is Tune's
+    return Death()
+
+
 def _addresses() -> dict[str, str]:
     """Return the IP address of each node by its id: several may be on this machine."""
     return {node.node_id: node.address for node in living_nodes()}
 
 
 def kill_there(running: RunningTrial, actor: Any) -> None:  # noqa: ANN401 - as above
-    """Kill a worker on another machine, and what it started: it may not listen to Ray."""
-    if running.pid and running.node_id:
-        there = NodeAffinitySchedulingStrategy(node_id=running.node_id, soft=False)
-        task = ray.remote(num_cpus=0, max_retries=0)(kill_group)
-        task.options(scheduling_strategy=there).remote(running.pid)
-    ray.kill(actor)
+    """Kill a worker on another machine, and what it started: it may not listen to Ray.
+
+    That machine does it, and Ray hears of the death from there: one that cannot be reached is to
+    be found dead itself, instead of a trial too slow.
+    """
+    if not running.pid or not running.node_id:
+        ray.kill(actor)
+        return
+    there = NodeAffinitySchedulingStrategy(node_id=running.node_id, soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0)(kill_group)
+    task.options(scheduling_strategy=there).remote(running.pid)
+
+
+def hear_of_every_death(manager: Any) -> None:  # noqa: ANN401 - a private class of Ray's
+    """Let Tune's manager of actors take whatever Ray says of one that is gone for its death.
+
+    It knows Ray's usual error of a dead actor; of another, as that of the memory monitor, it
+    makes an exception that ends the whole study.
+
+    Args:
+        manager: As Tune's controller has it.
+    """
+    take = manager._actor_task_failed  # noqa: SLF001 - Ray 2.60 offers no other way
+
+    def take_any(tracked_actor_task: object, exception: Exception) -> None:
+        known = ray.exceptions.RayActorError, ray.exceptions.RayTaskError
+        if not isinstance(exception, known):
+            exception = ray.exceptions.RayActorError(error_msg=str(exception))
+        take(tracked_actor_task, exception)
+
+    manager._actor_task_failed = take_any  # noqa: SLF001 - as above
 
 
 class KeepWorkers(FIFOScheduler):
@@ -309,7 +367,9 @@ class KeepWorkers(FIFOScheduler):
     def on_trial_add(self, tune_controller: "TuneController", trial: "Trial") -> None:
         """Let the cache of workers hold all of them, once it is known what one occupies."""
         cache = tune_controller._actor_cache  # noqa: SLF001 - Ray 2.60 offers no setting
-        cache.increase_max(trial.placement_group_factory, self._num_to_keep)
+        if self._num_to_keep:  # the first trial
+            cache.increase_max(trial.placement_group_factory, self._num_to_keep)
+            hear_of_every_death(tune_controller._actor_manager)  # noqa: SLF001 - as above
         self._num_to_keep = 0
 
     def on_trial_result(

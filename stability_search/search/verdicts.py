@@ -2,14 +2,8 @@
 
 from collections.abc import Sequence
 
-from stability_search.records import (
-    ChoiceReason,
-    Outcome,
-    Stage,
-    TrialRow,
-    Verdict,
-    VerdictKind,
-)
+from stability_search.records.trial import Outcome, Stage, TrialRow
+from stability_search.records.verdict import ChoiceReason, Verdict, VerdictKind
 from stability_search.search import caveats
 from stability_search.search.choice import Choice, by_closeness, by_score
 from stability_search.search.climb import Ladders

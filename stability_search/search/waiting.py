@@ -64,8 +64,16 @@ class Waiting:
             free: What each node has left, by its id.
         """
         self._due_s += PARTLY_S if self._num_placed else EVERY_S
-        share = self._machine.share
         usable = [node for node in nodes if self._machine.num_slots_on(node)]
+        if usable:
+            text = f"waiting for {self._occupied(usable, free)}, {self._waited_s:.0f} s"
+        else:
+            text = self._nowhere()
+        workers = "1 worker goes" if self._num_placed == 1 else f"{self._num_placed} workers go"
+        return f"{text}; {workers} on" if self._num_placed else text
+
+    def _occupied(self, usable: Sequence[Node], free: Mapping[str, Amounts]) -> str:
+        share = self._machine.share
         left = {
             name: sum(free.get(n.node_id, {}).get(name, 0.0) for n in usable) for name in share
         }
@@ -77,6 +85,16 @@ class Waiting:
         ]
         if not parts:  # enough is free, but not on one node
             parts = [f"{' and '.join(f'{a:g} {n}' for n, a in share.items())} on one node"]
-        text = f"waiting for {'; '.join(parts)}, {self._waited_s:.0f} s"
-        workers = "1 worker goes" if self._num_placed == 1 else f"{self._num_placed} workers go"
-        return f"{text}; {workers} on" if self._num_placed else text
+        return "; ".join(parts)
+
+    def _nowhere(self) -> str:
+        """Say what no node has, and what of it may be given up."""
+        machine = self._machine
+        wanted = [f"{amount:g} {name}" for name, amount in machine.share.items()]
+        wanted += [f"{key}: {' or '.join(values)}" for key, values in machine.labels.items()]
+        asked = {"labels": machine.labels, "custom": machine.custom}
+        keys = [f"search.resources.{key}" for key, value in asked.items() if value]
+        text = (
+            f"waiting for a node with {', '.join(wanted)}: there is none, {self._waited_s:.0f} s"
+        )
+        return f"{text}; or stop, and `resume` with other {' and '.join(keys)}" if keys else text

@@ -17,15 +17,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stability_search.records import Outcome, TrialSummary
+from stability_search.records.trial import Outcome, TrialSummary
 from stability_search.search.process_state import CleanProcess
 from stability_search.search.remains import lead_group
 from stability_search.search.request import Order
 from stability_search.search.shipping import travelled
-from stability_search.settings import TrialConfig
+from stability_search.settings.trial import TrialConfig
 
 if TYPE_CHECKING:
-    from stability_search.records import StepRecord
+    from stability_search.records.step import StepRecord
     from stability_search.trial import Progress
 
 WATCHDOG_GRACE_S = 5.0  # after the clock between steps, before the driver's own kill

@@ -5,7 +5,7 @@ every problem with file, line and column. Nothing that the file names is importe
 
     reading         bytes and events to a tree with places, under limits
     overrides       `--set` in the tree and in the text
-    grammar         keys, types and ranges, one by one (pydantic)
+    grammar         keys, types and ranges, one by one (pydantic); `key_types`, `key_check`
     task_check      the task and its constructor, from the syntax tree of its file
     setting_check   `fixed`, `space`, `when`, `start_with`
     model           `Space`, `describe`

@@ -8,16 +8,17 @@ from typing import Any
 
 from stability_search.course import CourseRow
 from stability_search.errors import Problem, SpaceError
-from stability_search.settings import (
-    AlarmSettings,
+from stability_search.settings.alarms import AlarmSettings, OnAlarm
+from stability_search.settings.study import (
     ConfirmSettings,
-    KillRule,
-    OnAlarm,
     Resources,
     SearchSettings,
     StudySettings,
 )
-from stability_search.space.grammar import NAME, CourseRowBlock, SpaceFile, parse_file
+from stability_search.settings.trial import KillRule
+from stability_search.space.grammar import CourseRowBlock, SpaceFile
+from stability_search.space.key_check import parse_file
+from stability_search.space.key_types import NAME
 from stability_search.space.model import Space
 from stability_search.space.overrides import apply_to_tree, read_override, text_with, with_name
 from stability_search.space.reading import MAX_BYTES, decode, read_tree

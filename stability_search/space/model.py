@@ -5,16 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from stability_search.records import Json, Scalar
-from stability_search.settings import (
-    ENGINE_SETTING_NAMES,
-    TRIAL_SETTING_NAMES,
-    EngineSettings,
-    StudySettings,
-    TaskReference,
-    TrialConfig,
-)
-from stability_search.settings import config_id as hash_settings
+from stability_search.records.values import Json, Scalar
+from stability_search.settings.engine import ENGINE_SETTING_NAMES, EngineSettings
+from stability_search.settings.study import StudySettings
+from stability_search.settings.trial import TRIAL_SETTING_NAMES, TaskReference, TrialConfig
+from stability_search.settings.trial import config_id as hash_settings
 from stability_search.space.parameter import Parameter, same_value
 from stability_search.space.setting_values import MODULES_SETTING, normalised
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stability_search.records import Json
+from stability_search.records.values import Json
 from stability_search.space.reading import read_tree
 from stability_search.space.tree import KeyPath, Node, Place, Problems, shortened
 from stability_search.space.writing import flow_text, to_yaml

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from stability_search.records import Scalar
+from stability_search.records.values import Scalar
 from stability_search.space.setting_values import normalised
 
 ParameterKind: TypeAlias = Literal["choice", "uniform", "loguniform", "int", "logint"]

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import cast
 
-from stability_search.records import Scalar
-from stability_search.settings import SETTING_NAMES
+from stability_search.records.values import Scalar
+from stability_search.settings.trial import SETTING_NAMES
 from stability_search.space.parameter import KINDS, Parameter, ParameterKind
 from stability_search.space.setting_values import (
     MODULES_SETTING,

@@ -25,7 +25,7 @@ from ruamel.yaml.events import (
     StreamStartEvent,
 )
 
-from stability_search.records import Scalar
+from stability_search.records.values import Scalar
 from stability_search.space.tree import (
     LINE_BREAK,
     UNPRINTABLE,

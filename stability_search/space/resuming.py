@@ -24,10 +24,14 @@ _MAY_RISE = frozenset(
         "confirm.seeds",
     }
 )
+# They say where a trial may run and are part of no number of it; cores are its threads, a share of
+# a GPU is its memory, and a GPU model has its own numerics.
+_PLACEMENT = frozenset({"search.resources.custom", "search.resources.labels"})
+_MAY_DIFFER = _MAY_RISE | _PLACEMENT
 
 
 def _flat(prefix: str, value: object) -> dict[str, object]:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and prefix not in _PLACEMENT:  # whole: a key may be gone
         flat: dict[str, object] = {}
         for key, item in value.items():
             flat |= _flat(f"{prefix}.{key}" if prefix else str(key), item)
@@ -100,10 +104,13 @@ def resume_difference(old: Space, new: Space) -> tuple[str, ...]:
 
     Returns:
         One sentence for each change; empty where the study may go on. Only budgets (trials,
-        seconds, steps), `confirm.top` and `confirm.seeds` may rise.
+        seconds, steps), `confirm.top` and `confirm.seeds` may rise, and only `labels` and
+        `custom` of `search.resources` may change: another cluster has others.
     """
     differences = []
     for name, (was, now) in changed_values(old, new).items():
+        if name in _PLACEMENT:
+            continue
         if name not in _MAY_RISE:
             differences.append(f"{name}: may not change, but got {now!r} after {was!r}.")
         elif not _may_rise(was, now):
@@ -115,7 +122,8 @@ def study_identity(space: Space) -> str:
     """Return a hash of all that makes a space this study: what `resume` refuses to change.
 
     Args:
-        space: Any space; a file and the same one with larger budgets have one identity.
+        space: Any space; a file and the same one with larger budgets, or for nodes with other
+            labels, have one identity.
     """
-    kept = {name: value for name, value in _facts(space).items() if name not in _MAY_RISE}
+    kept = {name: value for name, value in _facts(space).items() if name not in _MAY_DIFFER}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()

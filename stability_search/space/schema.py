@@ -2,13 +2,9 @@
 
 from typing import Any
 
-from stability_search.records import Json
-from stability_search.settings import (
-    ENGINE_CHOICES,
-    SETTING_NAMES,
-    EngineSettings,
-    TrialConfig,
-)
+from stability_search.records.values import Json
+from stability_search.settings.engine import ENGINE_CHOICES, EngineSettings
+from stability_search.settings.trial import SETTING_NAMES, TrialConfig
 from stability_search.space.grammar import SpaceFile
 from stability_search.space.setting_values import (
     MODULES_SETTING,

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stability_search.records import Json, Scalar
-from stability_search.settings import SETTING_NAMES
+from stability_search.records.values import Json, Scalar
+from stability_search.settings.trial import SETTING_NAMES
 from stability_search.space.parameter import Parameter, same_value
 from stability_search.space.ranges import read_parameter
 from stability_search.space.setting_values import (

@@ -1,4 +1,4 @@
-"""Which value a setting may take, and what is known of it from `settings.py` alone."""
+"""Which value a setting may take, and what is known of it from `settings` alone."""
 
 import dataclasses
 import difflib
@@ -9,14 +9,9 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from stability_search.records import Json
-from stability_search.settings import (
-    ENGINE_SETTING_NAMES,
-    SETTING_NAMES,
-    EngineSettings,
-    TaskReference,
-    TrialConfig,
-)
+from stability_search.records.values import Json
+from stability_search.settings.engine import ENGINE_SETTING_NAMES, EngineSettings
+from stability_search.settings.trial import SETTING_NAMES, TaskReference, TrialConfig
 
 MODULES_SETTING = "attention_modules"  # the one setting whose value is a list
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stability_search.columns import RESERVED_NAMES
-from stability_search.records import Json
-from stability_search.settings import SETTING_NAMES, TaskReference
+from stability_search.records.values import Json
+from stability_search.settings.trial import SETTING_NAMES, TaskReference
 from stability_search.space.setting_values import SETTING_DEFAULTS, did_you_mean
 from stability_search.space.task_file import (
     Constructor,

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stability_search.records import Json
-from stability_search.settings import TaskReference
+from stability_search.records.values import Json
+from stability_search.settings.trial import TaskReference
 
 _TASKS_FOLDER = Path(__file__).resolve().parent.parent / "tasks"
 _TASKS_MODULE = "stability_search.tasks"

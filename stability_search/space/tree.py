@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from stability_search.errors import Problem
-from stability_search.records import Scalar
+from stability_search.records.values import Scalar
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 

@@ -4,14 +4,14 @@ import json
 import re
 from collections.abc import Mapping
 
-from stability_search.records import Json, Scalar
-from stability_search.settings import SETTING_NAMES
+from stability_search.inert import inert
+from stability_search.records.values import Json, Scalar
+from stability_search.settings.trial import SETTING_NAMES
 from stability_search.space.model import Space
 from stability_search.space.reading import read_tree, resolve_scalar
-from stability_search.space.tree import UNPRINTABLE, Problems
+from stability_search.space.tree import Problems
 
 _PLAIN_WORD = re.compile(r"[A-Za-z_./][\w./-]*\Z", re.ASCII)
-_FIRST_LONG_ESCAPE = 0x10000
 _STUDY_KEYS = ("task_args", "seed", "trial")
 _LATER_KEYS = ("search", "prune", "confirm", "report", "alarms")
 
@@ -69,14 +69,7 @@ def _scalar(value: Scalar) -> str:
 def _word(text: str) -> str:
     if _PLAIN_WORD.match(text) and isinstance(resolve_scalar(text), str):
         return text if text.lower() not in {"yes", "no", "on", "off", "y", "n"} else f'"{text}"'
-    quoted = json.dumps(text, ensure_ascii=False)
-    return "".join(char if char.isprintable() else _escape(char) for char in quoted)
-
-
-def _escape(char: str) -> str:
-    """Write a character that cannot be seen, breaks a line, or is not allowed in a YAML text."""
-    code = ord(char)
-    return f"\\u{code:04x}" if code < _FIRST_LONG_ESCAPE else f"\\U{code:08x}"
+    return inert(json.dumps(text, ensure_ascii=False))  # YAML reads these escapes, too
 
 
 def best_yaml(space: Space, settings: Mapping[str, Json], comment: str) -> str:
@@ -108,7 +101,7 @@ def best_yaml(space: Space, settings: Mapping[str, Json], comment: str) -> str:
         if name not in inactive
     }
     data |= {key: given[key] for key in _LATER_KEYS if key in given}
-    lines = [f"# {UNPRINTABLE.sub('?', line)}".rstrip() for line in comment.splitlines()]
+    lines = [f"# {inert(line)}".rstrip() for line in comment.splitlines()]
     return "".join(f"{line}\n" for line in lines) + to_yaml(data)
 
 

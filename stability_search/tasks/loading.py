@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from stability_search.errors import UsageError
-from stability_search.settings import TaskReference
+from stability_search.settings.trial import TaskReference
 from stability_search.tasks.base import REQUIRED_METHODS, Task
 
 _kept: dict[str, Task] = {}  # one slot: reading a task's data once is enough for a whole study

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from stability_search.engine import GuardedEngine
-from stability_search.engine.step import LossFn
+from stability_search.engine.losses import LossFn
 from stability_search.errors import UsageError
 from stability_search.testing.faults import (
     BrokenLoss,

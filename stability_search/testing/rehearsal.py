@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 
 from stability_search.assembly import build_engine, other_random_states_kept, training_stream
-from stability_search.engine.step import is_out_of_memory
-from stability_search.records import Outcome, StepRecord
-from stability_search.settings import EngineSettings
+from stability_search.engine.losses import is_out_of_memory
+from stability_search.records.step import StepRecord
+from stability_search.records.trial import Outcome
+from stability_search.settings.engine import EngineSettings
 from stability_search.tasks.base import Task
 from stability_search.testing.faults import first_step
 from stability_search.testing.planting import Fault, plant
@@ -63,7 +64,7 @@ def rehearse(  # noqa: PLR0913 - what decides a training, and a default for each
             memory.
 
     Example:
-        >>> from stability_search.settings import EngineSettings
+        >>> from stability_search.settings.engine import EngineSettings
         >>> from stability_search.tasks.teacher import Teacher
         >>> from stability_search.testing import NanBatch, rehearse
         >>> settings = EngineSettings(learning_rate=1e-3)

@@ -9,7 +9,7 @@ import torch
 from stability_search.engine import batches
 from stability_search.engine.losses import total_loss
 from stability_search.engine.rollback import Rollback
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 from stability_search.tasks.base import Batch, HasBaseline, Task
 from stability_search.testing.fingerprint import fingerprint, other_random_state, seed_everything
 from stability_search.testing.rehearsal import rehearse

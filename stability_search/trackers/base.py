@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from stability_search.records import Scalar
+from stability_search.records.values import Scalar
 from stability_search.space import Parameter
 
 
@@ -113,6 +113,9 @@ class Tracker(Protocol):
 
     def finish(self, end: StudyEnd) -> None:
         """Log how the study ended."""
+
+    def stop(self) -> None:
+        """Log that the study is over though nobody says how it ended: its process is gone."""
 
     def close(self) -> None:
         """Free what the tool holds; called once, also after an error."""

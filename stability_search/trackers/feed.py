@@ -49,6 +49,7 @@ class Feed:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._process: subprocess.Popen[str] | None = None
+        self._is_stopped = False
         self._is_left = False
         self._log = Path(os.devnull)
         self._num_added = 0
@@ -88,9 +89,14 @@ class Feed:
             self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    def stop(self) -> None:
+        """Log nothing more, but let the tool end what it holds open; returns at once."""
+        self._is_stopped = True
+        self._jobs.put(None)
+
     def leave(self) -> None:
         """End the tracker's process now, whatever it has not logged."""
-        self._is_left = True
+        self._is_stopped = self._is_left = True
         self._kill()
         if self._thread.is_alive():
             self._thread.join(_END_S)  # it reads the end of the process's output
@@ -114,7 +120,7 @@ class Feed:
             self._kill()
 
     def _fail(self, problem: str) -> None:
-        if not self._is_left:
+        if not self._is_stopped:
             self.problem = problem
 
     def _log_all(self, process: "subprocess.Popen[str]") -> None:
@@ -127,7 +133,7 @@ class Feed:
         process.wait()
 
     def _ask(self, process: "subprocess.Popen[str]", job: Job | None) -> dict[str, Any]:
-        if self._is_left or process.stdin is None or process.stdout is None:
+        if self._is_stopped or process.stdin is None or process.stdout is None:
             raise _SilentError("its process was ended")
         with contextlib.suppress(BrokenPipeError):  # it may have said why
             process.stdin.write(json.dumps(job) + "\n")

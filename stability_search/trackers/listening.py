@@ -6,28 +6,22 @@ once, as a message among the study's events, and is silent from then on.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stability_search.errors import StabilitySearchError
-from stability_search.events import Event, EventName
-from stability_search.records import VerdictKind
+from stability_search.events import Event, EventName, Listener, ignore, message
+from stability_search.records.verdict import VerdictKind
 from stability_search.trackers.feed import Feed
 from stability_search.trackers.names import named_trackers
 from stability_search.trackers.run_files import newest_attempt, study_id, trial_names
 
-Listener = Callable[[Event], None]
-
 DRAIN_S = 60.0  # after a study that ended, for what is not logged yet
 INTERRUPTED_DRAIN_S = 5.0  # after one that somebody or something stopped
 _LEAVE_S = 0.0  # after SIGTERM, which leaves two seconds for everything
+_STOP_S = 0.5  # of them, for a tool to end what it holds open
 _EXIT_TERMINATED = 143
 _PATIENCE_S = 1.0  # a wait that is longer is announced
-
-
-def ignore(_event: Event) -> None:
-    """Listen to nothing."""
 
 
 @contextlib.contextmanager
@@ -83,6 +77,7 @@ class _Tracking:
             feed.end()
         with contextlib.suppress(KeyboardInterrupt):
             self._drain()
+            self._stop()
         for feed in self._feeds:
             feed.leave()
             if feed.num_left and self._directory is not None and not feed.problem:
@@ -99,8 +94,16 @@ class _Tracking:
                 f"{feed.name} ({feed.num_left} left)" if feed.num_left else feed.name
                 for feed in slow
             )
-            self._tell("info", f"Still logging to {names}; at most {self._drain_s:g} s.")
+            text = f"Still logging to {names}; at most {self._drain_s:g} s."
+            self._on_event(message("info", text))
         for feed in slow:
+            feed.is_done_within(max(0.0, until - time.monotonic()))
+
+    def _stop(self) -> None:
+        until = time.monotonic() + _STOP_S
+        for feed in self._feeds:
+            feed.stop()
+        for feed in self._feeds:
             feed.is_done_within(max(0.0, until - time.monotonic()))
 
     def _begin(self, directory: Path) -> None:
@@ -137,9 +140,5 @@ class _Tracking:
             if feed.problem and feed.name not in self._said:
                 self._said.add(feed.name)
                 again = f"`resume` with --tracker {feed.name} logs what is missing."
-                self._tell("warning", f"{feed.name}: {feed.problem.rstrip('.')}. {again}")
-
-    def _tell(self, level: str, text: str) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        fields = {"level": level, "text": text}
-        self._on_event(Event(name=EventName.MESSAGE, time=now, fields=fields))
+                text = f"{feed.name}: {feed.problem.rstrip('.')}. {again}"
+                self._on_event(message("warning", text))

@@ -12,7 +12,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from stability_search.records import Outcome, Scalar
+from stability_search.records.trial import Outcome
+from stability_search.records.values import Scalar
 from stability_search.trackers.base import StudyEnd, StudyLog, TrialLog, shown
 
 _TAG = "stability_search."
@@ -81,6 +82,10 @@ class MlflowTracker:
             self._client.log_artifact(self._parent, str(path))
         status = "KILLED" if end.verdict == "incomplete" else "FINISHED"
         self._client.set_terminated(self._parent, status=status)
+
+    def stop(self) -> None:
+        """End the parent run; `begin` opens it again."""
+        self._client.set_terminated(self._parent, status="KILLED")
 
     def close(self) -> None:
         """Leave nothing open: every call has ended."""

@@ -6,6 +6,7 @@ and wait at exit for a server that is gone; none of that reaches the study.
     python -m stability_search.trackers.process NAME
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -47,10 +48,12 @@ def serve(
 
     Args:
         make: Loads the tool.
-        lines: `begin`, then any number of `trial`, then `finish`.
+        lines: `begin`, then any number of `trial`, then `finish`; they just end where the study
+            was stopped.
         answer: Is called once a line: `logged` after `begin`, `error` where something failed.
     """
     tracker: Tracker | None = None
+    is_finished = False
     try:
         for line in lines:
             job = json.loads(line)
@@ -63,7 +66,10 @@ def serve(
                 answer({})
             else:
                 tracker.finish(files.end(job["verdict"], job["exit_code"]))
+                is_finished = True
                 answer({})
+        if tracker is not None and not is_finished:
+            tracker.stop()
     except Exception as error:  # noqa: BLE001 - a tool may raise anything; the study hears of it
         answer({"error": _reason(error)})
     finally:
@@ -95,15 +101,16 @@ def _lines_of(stream: TextIO) -> Iterator[str]:
 
 def main() -> None:
     """Serve over standard input and output; what a tool prints goes to standard error."""
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
-        os.dup2(2, 1)
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
 
-        def answer(said: dict[str, Any]) -> None:
+    def answer(said: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the study is gone: nobody listens
             out.write(json.dumps(said) + "\n")
             out.flush()
 
-        name = TrackerName(sys.argv[1])
-        serve(lambda: new_tracker(name), _lines_of(sys.stdin), answer)
+    name = TrackerName(sys.argv[1])
+    serve(lambda: new_tracker(name), _lines_of(sys.stdin), answer)
     sys.stdout.flush()
     os._exit(0)  # a thread still reads the input, and a tool's own threads may wait for a server
 

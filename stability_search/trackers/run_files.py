@@ -5,17 +5,22 @@ import math
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from stability_search import space as spaces
 from stability_search.files import write_whole
+from stability_search.inert import plain
 from stability_search.privacy import Privacy
-from stability_search.records import Json, Scalar, Stage, StepLabel, StepRecord, TrialRow
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Stage, TrialRow
+from stability_search.records.values import Json, Scalar
 from stability_search.scalars import safe_name, step_scalars
-from stability_search.scoring import probe_levels
-from stability_search.settings import StudySettings
+from stability_search.scoring.run import probe_levels
+from stability_search.settings.study import StudySettings
+from stability_search.space import Parameter
 from stability_search.step_files import read_row, read_steps
 from stability_search.trackers.base import StepScalars, StudyEnd, StudyLog, TrialLog
 from stability_search.yardstick import readings
@@ -107,7 +112,7 @@ class RunFiles:
             study_id=study_id,
             name=study.name,
             facts={name: self._text(value) for name, value in facts.items()},
-            parameters=self._space.parameters,
+            parameters=tuple(map(self._parameter, self._space.parameters)),
         )
 
     def trial(self, name: str, q: float | None) -> TrialLog:
@@ -129,7 +134,7 @@ class RunFiles:
             name=name,
             stage=row.stage.value,
             outcome=row.summary.outcome.value,
-            settings={key: self._setting(value) for key, value in row.settings.items()},
+            settings=self._settings(row.settings),
             numbers=_numbers(row, self._space.study, score),
             texts=dict(self._texts(row)),
             started_s=started_s,
@@ -148,11 +153,9 @@ class RunFiles:
             verdict=verdict,
             exit_code=exit_code,
             reason=self._text(str(document.get("reason") or "")),
-            choice=str(best.get("config_id") or ""),
+            choice=self._text(str(best.get("config_id") or "")),
             margin=_margin(best),
-            settings={
-                key: self._setting(value) for key, value in best.get("settings", {}).items()
-            },
+            settings=self._settings(best.get("settings", {})),
             numbers={key: value for key, value in numbers.items() if _is_number(value)},
             files=tuple(path for path in files if path.is_file()),
         )
@@ -175,6 +178,13 @@ class RunFiles:
             if text:
                 yield name, self._text(text)
 
+    def _parameter(self, one: Parameter) -> Parameter:
+        choices = tuple(map(self._setting, one.choices))
+        return replace(one, name=self._text(one.name), choices=choices)
+
+    def _settings(self, given: Mapping[str, Json]) -> dict[str, Scalar]:
+        return {self._text(name): self._setting(value) for name, value in given.items()}
+
     def _setting(self, value: Json) -> Scalar:
         if value is None or isinstance(value, bool | int | float):
             return value
@@ -182,9 +192,7 @@ class RunFiles:
         return self._text(text)
 
     def _text(self, text: str) -> str:
-        text = self._privacy.text(text)
-        seen = text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
-        return " ".join(seen.split())[:_MAX_TEXT]
+        return plain(self._privacy.text(text))[:_MAX_TEXT]
 
 
 def curve(records: Sequence[StepRecord], started_s: float) -> tuple[StepScalars, ...]:

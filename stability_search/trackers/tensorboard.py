@@ -29,7 +29,8 @@ from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import text
 
 from stability_search.files import write_whole
-from stability_search.records import Outcome, Scalar, Stage
+from stability_search.records.trial import Outcome, Stage
+from stability_search.records.values import Scalar
 from stability_search.space import Parameter
 from stability_search.trackers.base import StudyEnd, StudyLog, TrialLog, shown
 
@@ -79,6 +80,9 @@ class TensorBoardTracker:
         folder.mkdir(exist_ok=True)
         said = "\n".join(f"    {line}" for line in lines)  # indented: Markdown reads nothing in it
         write_whole(folder / _FILE_NAME, _encoded([Event(summary=text("verdict", said))]))
+
+    def stop(self) -> None:
+        """Write nothing: no file says that a study runs."""
 
     def close(self) -> None:
         """Leave nothing open: every file was written whole."""

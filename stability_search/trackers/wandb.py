@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import wandb
 
-from stability_search.records import Scalar
+from stability_search.records.values import Scalar
 from stability_search.scalars import safe_name
 from stability_search.trackers.base import StudyEnd, StudyLog, TrialLog
 
@@ -70,6 +70,9 @@ class WandbTracker:
             for path in end.files:
                 artifact.add_file(str(path))
             run.log_artifact(artifact)
+
+    def stop(self) -> None:
+        """Log nothing: between two trials no run is open."""
 
     def close(self) -> None:
         """End W&B's own process, once it has sent what it holds."""

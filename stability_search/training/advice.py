@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from stability_search.records import Outcome
-from stability_search.settings import TrialConfig
+from stability_search.records.trial import Outcome
+from stability_search.settings.trial import TrialConfig
 from stability_search.training.checkpoint import Checkpoint
 from stability_search.training.standstill import Standstill
 

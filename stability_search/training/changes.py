@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stability_search import space as spaces
 from stability_search.errors import UsageError
-from stability_search.settings import SETTING_NAMES
+from stability_search.settings.trial import SETTING_NAMES
 from stability_search.space import Space
 
 # Settings of the model, the optimizer's state or the beginning: a checkpoint cannot follow them.

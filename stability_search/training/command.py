@@ -11,8 +11,9 @@ from pathlib import Path
 from stability_search import space as spaces
 from stability_search.errors import UsageError
 from stability_search.files import cannot_write, write_whole
+from stability_search.inert import inert
 from stability_search.interruption import Signals
-from stability_search.records import Outcome
+from stability_search.records.trial import Outcome
 from stability_search.space import Space
 from stability_search.space_directory import (
     copy_task_file,
@@ -342,10 +343,10 @@ def _only_writer(directory: TrainDirectory) -> contextlib.AbstractContextManager
 def _signals_taken(directory: TrainDirectory) -> Iterator[Signals]:
     """Note signals, to be heeded between steps; SIGTERM ends a long step all the same."""
     signals = Signals(terminate_s=_TERMINATE_S)
-    words = f"ended at once; next: {resume_command(directory.path)}\n"
+    words = f"{inert(f'ended at once; next: {resume_command(directory.path)}')}\n"
 
     def last_words() -> None:
-        os.write(2, words.encode(errors="backslashreplace"))
+        os.write(2, words.encode())
 
     signals.last_words = last_words
     signals.install()

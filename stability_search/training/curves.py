@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from stability_search.inert import plain
 from stability_search.training.history import History
 from stability_search.training.state import Phase
 
@@ -134,4 +135,4 @@ def _changed(changes: Mapping[str, tuple[str, str]]) -> str:
 
 def _plain(text: str) -> str:
     """Keep matplotlib from reading mathematics into a name, or hiding one that starts with _."""
-    return "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$").lstrip("_")
+    return plain(text).replace("$", r"\$").lstrip("_")

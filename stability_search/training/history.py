@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from stability_search.records import StepLabel, StepRecord
+from stability_search.records.step import StepLabel, StepRecord
 
 _MAX_BAD_STEPS = 5_000  # marks in a picture; beyond them it shows nothing more
 NUM_FIRST_STEPS = 10

@@ -9,7 +9,8 @@ from typing import Any
 
 from stability_search.errors import StabilitySearchError
 from stability_search.files import cannot_write, write_whole
-from stability_search.records import StepRecord
+from stability_search.inert import inert
+from stability_search.records.step import StepRecord
 from stability_search.training.history import EpochPoint, History
 from stability_search.training.layout import TrainDirectory
 from stability_search.training.scalars import ScalarWriter
@@ -49,8 +50,9 @@ class Log:
             StoppedEarlyError: The log cannot be written.
         """
         try:
-            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
+            with self._path.open("a", encoding="utf-8") as file:
+                shown = inert(text, keeps="\n")
+                file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {shown}\n")
         except OSError as error:
             raise cannot_write(self._path, error) from error
 

@@ -16,15 +16,18 @@ from typing import Any, Self
 
 import torch
 
-from stability_search.alarms import AlarmWatch, EpochSummary
+from stability_search.alarms.epochs import EpochSummary
+from stability_search.alarms.watch import AlarmWatch
 from stability_search.assembly import build_engine
 from stability_search.course import CourseRow, stand_on_course
 from stability_search.engine.batches import move
 from stability_search.errors import UsageError
 from stability_search.interruption import Signals
 from stability_search.probe import read_metrics, read_probe
-from stability_search.records import Outcome, StepRecord
-from stability_search.settings import OnAlarm, TrialConfig
+from stability_search.records.step import StepRecord
+from stability_search.records.trial import Outcome
+from stability_search.settings.alarms import OnAlarm
+from stability_search.settings.trial import TrialConfig
 from stability_search.tally import mean_or_none
 from stability_search.tasks.base import Task
 from stability_search.training import checkpoint

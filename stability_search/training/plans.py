@@ -6,13 +6,14 @@ from typing import Literal
 
 import torch
 
-from stability_search.alarms import NUM_EPOCHS
+from stability_search.alarms.epochs import NUM_EPOCHS
 from stability_search.assembly import build_engine
 from stability_search.course import CourseRow
 from stability_search.engine.batches import move
 from stability_search.errors import UsageError
 from stability_search.probe import read_metrics
-from stability_search.settings import Resources, TrialConfig
+from stability_search.settings.study import Resources
+from stability_search.settings.trial import TrialConfig
 from stability_search.space import Space
 from stability_search.tasks.base import Task
 from stability_search.tasks.loading import load_task

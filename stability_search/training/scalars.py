@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from stability_search.files import cannot_write
-from stability_search.records import StepRecord
+from stability_search.records.step import StepRecord
 from stability_search.scalars import step_scalars
 from stability_search.training.history import EpochPoint
 

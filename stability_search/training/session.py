@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from stability_search import space as spaces
-from stability_search.engine.step import is_out_of_memory
+from stability_search.engine.losses import is_out_of_memory
 from stability_search.errors import (
     StabilitySearchError,
     StoppedEarlyError,
@@ -16,9 +16,9 @@ from stability_search.errors import (
 )
 from stability_search.files import write_whole
 from stability_search.interruption import Interrupted, Signals
-from stability_search.records import Outcome
+from stability_search.records.trial import Outcome
 from stability_search.seeding import derive_seed
-from stability_search.settings import TrialConfig
+from stability_search.settings.trial import TrialConfig
 from stability_search.space import Space
 from stability_search.tasks.loading import load_task
 from stability_search.training import checkpoint, plans, verdict

@@ -2,7 +2,8 @@
 
 from enum import StrEnum
 
-from stability_search.records import Outcome, StepLabel
+from stability_search.records.step import StepLabel
+from stability_search.records.trial import Outcome
 from stability_search.training.history import History
 
 MOST_IDLE_STEPS = 50  # as many as no sound training gives up in a row, and soon enough to matter

@@ -9,7 +9,7 @@ from typing import Any
 
 from stability_search.errors import UsageError
 from stability_search.files import write_whole
-from stability_search.records import Json
+from stability_search.records.values import Json
 from stability_search.training.layout import TrainDirectory
 
 _VERSION = 1

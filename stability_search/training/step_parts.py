@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stability_search.records import StepRecord
+from stability_search.records.step import StepRecord
 from stability_search.step_files import read_steps, write_records
 
 _NAME = re.compile(r"phase-(\d+)-step-(\d+)-(\d+)\.parquet\Z")

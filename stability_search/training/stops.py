@@ -5,9 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from stability_search.pruning import KillTest, LossStop
-from stability_search.records import Outcome, StepRecord, finite_or_none
-from stability_search.records import StepLabel as Label
-from stability_search.settings import KillRule
+from stability_search.records.step import StepLabel as Label
+from stability_search.records.step import StepRecord
+from stability_search.records.trial import Outcome
+from stability_search.records.values import finite_or_none
+from stability_search.settings.trial import KillRule
 
 
 def false_kill_of(test: int, rule: KillRule) -> float:

@@ -3,8 +3,9 @@
 from stability_search.course import stand_on_course
 from stability_search.errors import StabilitySearchError, UserCodeError
 from stability_search.interruption import Interrupted
-from stability_search.records import Outcome
-from stability_search.settings import StudySettings, TrialConfig
+from stability_search.records.trial import Outcome
+from stability_search.settings.study import StudySettings
+from stability_search.settings.trial import TrialConfig
 from stability_search.training import checkpoint
 from stability_search.training.advice import after_stop, resume_command
 from stability_search.training.history import History

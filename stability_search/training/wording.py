@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from stability_search.alarms import EpochSummary, epoch_line
-from stability_search.records import StepLabel, StepRecord
+from stability_search.alarms.epochs import EpochSummary, epoch_line
+from stability_search.records.step import StepLabel, StepRecord
 from stability_search.training.history import EpochPoint
 
 WHY_NO_PROBE = (

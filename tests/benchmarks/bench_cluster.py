@@ -1,15 +1,19 @@
 """How busy 64 slots are on 8 logical nodes of this machine, with trials that wait.
 
-    python -m tests.benchmarks.bench_cluster [--slots 64] [--waves 4] [--trial-s 20]
+    python -m tests.benchmarks.bench_cluster [--slots 64] [--waves 2] [--trial-s 20]
+        [--methods ours reused function class]
 
 Eight raylets with logical cores, and a study of ours as `run --address` drives it: plan, ledger,
 step files, reports. Its workers wait instead of training, so that cores of one machine can stand
-for those of eight. Then plain Ray Tune on the same raylets: a class trainable that waits as long
-and reports as often, with its workers used again and without.
+for those of eight. Then plain Ray Tune on the same raylets, set up as its own documentation does,
+with as many trials that wait as long and report as often: a class trainable whose workers are
+used again, a function, a class whose workers are not used again.
 
-Busy, from the first trial of the search on, is the share of slot time in trials between the
-first trial's begin and the last one's begin: starting the workers and the ragged end are told
-apart.
+Busy is the share of slot time in trials between the first trial's begin and the last one's begin:
+starting the workers and the ragged end are told apart, and are in the figures "with start and
+end". What starts a worker here is two cores for all eight nodes, which is the longest part of it:
+load the machine with anything else, and the rivals take many minutes. Each is stopped after
+`--limit-s`; its figures are then of the trials that had ended.
 """
 
 import argparse
@@ -24,16 +28,19 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stability_search.interruption import Signals
+from stability_search.records.trial import Stage
 from stability_search.search import trainable
 from stability_search.search.driver import Cluster, drive, output_to
 from stability_search.search.machine import Machine
-from stability_search.search.request import Order
+from stability_search.search.request import Order, TrialRequest
 from stability_search.search.worker import Report, ReportKind
-from tests.benchmarks.bench_driver import Until, made_up, made_up_steps, new_study
+from tests.benchmarks import bench_driver
+from tests.benchmarks.bench_driver import Study, Until, made_up, made_up_steps, new_study
 
 NUM_NODES = 8
 STORE_BYTES = 80 * 2**20
@@ -71,13 +78,14 @@ class WaitingWorker:
         trial_s: Seconds a trial takes.
         report_s: Seconds between two reports.
         folder: Where trials write down when they ran.
+        steps: What every trial hands over as its steps.
     """
 
     is_clean = True
 
-    def __init__(self, trial_s: float, report_s: float, folder: str) -> None:
+    def __init__(self, trial_s: float, report_s: float, folder: str, steps: bytes) -> None:
         self._arguments = trial_s, report_s, folder
-        self._steps = made_up_steps()
+        self._steps = steps
         self._is_known = False
 
     def take(self, order: str) -> None:
@@ -98,12 +106,32 @@ class WaitingWorker:
         return Report(kind=ReportKind.ENDED, payload=(json.dumps(summary.to_json()), self._steps))
 
 
+class Exactly(Until):
+    """A study of so many search trials; none is left in flight at the end."""
+
+    def __init__(self, study: Study, size: int) -> None:
+        super().__init__(study, size)
+        self._num_left = size
+
+    def next_trial(self) -> TrialRequest | None:
+        """Return the plan's next trial while there are trials left."""
+        request = super().next_trial() if self._num_left else None
+        self._num_left -= request is not None and request.stage is Stage.SEARCH
+        return request
+
+
 def waiting_trainable(trial_s: float, folder: str) -> type[trainable.TrialTrainable]:
     """Return the trainable of ours with a worker that waits."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(bench_driver)  # a real worker does not import the driver
+    steps = made_up_steps()
 
     class Waiting(trainable.TrialTrainable):
         def setup(self, config: dict[str, Any]) -> None:
-            self._worker: Any = WaitingWorker(trial_s, config["worker"]["report_s"], folder)
+            report_s = config["worker"]["report_s"]
+            self._worker: Any = WaitingWorker(trial_s, report_s, folder, steps)
+            self._longest_pause_s = report_s
             self._take(config)
 
     return Waiting
@@ -113,7 +141,7 @@ def run_ours(address: str, folder: str, options: argparse.Namespace) -> None:
     """Drive a study of ours until enough trials have ended."""
     trainable.TrialTrainable = waiting_trainable(options.trial_s, folder)  # type: ignore[misc]
     study = new_study(Path(folder).parent / "study", sampler="random")
-    source = Until(study, options.slots * options.waves)
+    source = Exactly(study, options.slots * options.waves)
     machine = Machine(device="cpu", num_slots=options.slots, cpu_per_trial=1.0, gpu_per_trial=0.0)
     signals = Signals()
     with output_to(study.directory.log), Cluster(address) as cluster:
@@ -124,11 +152,17 @@ def run_ours(address: str, folder: str, options: argparse.Namespace) -> None:
 
 
 def run_tune(
-    address: str, folder: str, options: argparse.Namespace, *, reuses_actors: bool
+    address: str, folder: str, options: argparse.Namespace, *, kind: str, reuses_actors: bool
 ) -> None:
     """Run as many trials by plain Ray Tune."""
     import ray
     from ray import tune
+
+    def waiting(config: dict[str, Any]) -> None:
+        span = Span(config["trial_s"], config["report_s"], config["folder"])
+        while not span.wait():
+            tune.report({"loss": 1.0})
+        tune.report({"loss": 1.0})
 
     class Waiting(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
@@ -150,25 +184,41 @@ def run_tune(
     ray.init(address=address, log_to_driver=False, logging_level="error")
     report_s = max(1.0, options.slots / 25)  # as often as ours
     tune.Tuner(
-        tune.with_resources(Waiting, {"cpu": 1}),
+        tune.with_resources(waiting if kind == "function" else Waiting, {"cpu": 1}),
         param_space={"trial_s": options.trial_s, "report_s": report_s, "folder": folder},
         tune_config=tune.TuneConfig(
             num_samples=options.slots * options.waves,
-            max_concurrent_trials=options.slots,
             reuse_actors=reuses_actors,
+            time_budget_s=options.limit_s,
         ),
         run_config=tune.RunConfig(storage_path=str(Path(folder).parent / "tune"), verbose=0),
     ).fit()
     ray.shutdown()
 
 
-def measure(name: str, slots: int, work: Callable[[str], None]) -> None:
+METHODS: dict[str, tuple[str, Callable[..., None]]] = {
+    "ours": ("ours", run_ours),
+    "reused": (
+        "plain Ray Tune, class, workers reused",
+        partial(run_tune, kind="class", reuses_actors=True),
+    ),
+    "function": (
+        "plain Ray Tune, function",
+        partial(run_tune, kind="function", reuses_actors=False),
+    ),
+    "class": ("plain Ray Tune, class", partial(run_tune, kind="class", reuses_actors=False)),
+}
+
+
+def measure(name: str, options: argparse.Namespace, work: Callable[[str], None]) -> None:
     """Time one way to run the trials, and print its figures."""
+    slots = options.slots
     with tempfile.TemporaryDirectory(prefix="bench-") as home:
         folder = Path(home, "spans")
         folder.mkdir()
-        started = time.time()
+        started, cpu_s = time.time(), time.process_time()
         work(str(folder))
+        cpu_s = time.process_time() - cpu_s
         spans = [tuple(map(float, path.read_text().split())) for path in folder.iterdir()]
     begins, ends = [begun for begun, _ in spans], [ended for _, ended in spans]
     first, last = min(begins), max(begins)
@@ -176,9 +226,10 @@ def measure(name: str, slots: int, work: Callable[[str], None]) -> None:
     share, whole = busy / (slots * (last - first)), max(ends) - started
     overall = sum(ended - begun for begun, ended in spans) / (slots * whole)
     print(
-        f"{name}: {len(spans)} trials, slots busy {share:.2f} of the time; first trial after "
-        f"{first - started:.1f} s; {len(spans) / whole:.2f} trials/s and busy {overall:.2f} with "
-        f"start and end, in {whole:.0f} s; load {os.getloadavg()[0]:.1f}",
+        f"{name}: {len(spans)} of {slots * options.waves} trials, slots busy {share:.2f} of the "
+        f"time; first trial after {first - started:.1f} s; {len(spans) / whole:.2f} trials/s and "
+        f"busy {overall:.2f} with start and end, in {whole:.0f} s; CPU of the driver "
+        f"{cpu_s / whole:.2f} of a core; load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
 
@@ -189,8 +240,10 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--waves", type=int, default=4)
+    parser.add_argument("--waves", type=int, default=2)
     parser.add_argument("--trial-s", type=float, default=20.0)
+    parser.add_argument("--limit-s", type=float, default=600.0)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     options = parser.parse_args()
     print(
         f"{datetime.now(UTC):%Y-%m-%d}, {len(os.sched_getaffinity(0))} cores, Python "
@@ -210,15 +263,9 @@ def main() -> None:
         for _ in range(NUM_NODES - 1):
             raylets.add_node(**node)
         address = raylets.address
-        measure("ours", options.slots, lambda spans: run_ours(address, spans, options))
-        for reuses_actors, name in ((True, "with"), (False, "without")):
-            measure(
-                f"plain Ray Tune {name} reuse",
-                options.slots,
-                lambda spans, reuse=reuses_actors: run_tune(  # type: ignore[misc]
-                    address, spans, options, reuses_actors=reuse
-                ),
-            )
+        for method in options.methods:
+            name, work = METHODS[method]
+            measure(name, options, partial(work, address, options=options))
     finally:
         raylets.shutdown()
         shutil.rmtree(folder, ignore_errors=True)

@@ -32,17 +32,20 @@ from pathlib import Path
 from typing import Any
 
 from stability_search import space as spaces
+from stability_search.events import ignore
 from stability_search.interruption import Signals
-from stability_search.records import Outcome, Stage, StepLabel, StepRecord, TrialSummary
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome, Stage, TrialSummary
 from stability_search.search import run_directory, trainable
 from stability_search.search.driver import Cluster, drive, output_to
 from stability_search.search.ledger import Ledger
 from stability_search.search.machine import Machine
+from stability_search.search.news import News
 from stability_search.search.nodes import facts_here
 from stability_search.search.request import Order, TrialRequest
 from stability_search.search.run_directory import RunDirectory
 from stability_search.search.source import Place
-from stability_search.search.study import _Running
+from stability_search.search.study_source import StudySource
 from stability_search.search.worker import Report, ReportKind
 from stability_search.space import Space
 from stability_search.step_files import encode_steps
@@ -160,18 +163,18 @@ class Study:
         self.resume_s: float | None = None
         self.directory = directory
         self.ledger = ledger
-        self.running = _Running(
-            space,
-            directory,
-            ledger,
-            folder=directory.path,
-            command="",
-            on_event=lambda _event: None,
-        )
         self.machine = Machine(
             device="cpu", num_slots=IN_FLIGHT, cpu_per_trial=1.0, gpu_per_trial=0.0
         )
-        self.running._begin(self.machine)  # noqa: SLF001 - the smallest seam above the plan
+        self.source = StudySource(
+            space,
+            directory,
+            ledger,
+            machine=self.machine,
+            command="",
+            news=News(space, ignore),
+        )
+        self.source.begin()
         self._in_flight: deque[TrialRequest] = deque()
         self._generator = random.Random(len(ledger.rows()))  # noqa: S311 - no secret
         self._steps = made_up_steps()
@@ -181,10 +184,10 @@ class Study:
         while True:
             wall, cpu = time.perf_counter(), time.process_time()
             while len(self._in_flight) < IN_FLIGHT:
-                request = self.running.next_trial()
+                request = self.source.next_trial()
                 if request is None:
                     break
-                self.running.trial_started(request, PLACE.host)
+                self.source.trial_started(request, PLACE.host)
                 self._in_flight.append(request)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             request = self._in_flight.popleft()
@@ -192,8 +195,8 @@ class Study:
             order = Order.from_text(request.to_text())
             summary = made_up(order, self._generator, is_stage_pilot=is_pilot)
             then, cpu_then = time.perf_counter(), time.process_time()
-            self.running.trial_ended(request, summary, self._steps, PLACE)
-            self.running.settle()
+            self.source.trial_ended(request, summary, self._steps, PLACE)
+            self.source.settle()
             wall += time.perf_counter() - then
             cpu += time.process_time() - cpu_then
             if not is_pilot:
@@ -274,7 +277,7 @@ class Until:
     """A study that is over after so many search trials."""
 
     def __init__(self, study: Study, size: int) -> None:
-        self._study = study.running
+        self._study = study.source
         self._size = size
         self.ended_at: list[tuple[float, float]] = []  # by the clock, and CPU time
 

@@ -1,6 +1,7 @@
 """How long a study takes on 1, 10 and 100 GPUs, and what TPE learns with so many in flight.
 
-    PYTHONPATH=. python tests/benchmarks/bench_scaling.py [--trials 48 480] [--seeds 3]
+    PYTHONPATH=. python tests/benchmarks/bench_scaling.py [--trials 48 480] [--slots 1 10 100]
+        [--seeds 5] [--top 3]
 
 Time is simulated: the study's own plan says which trial comes next, the trial's end is made up,
 and a clock that nobody waits for says when it comes. A trial of the search takes one unit, one of
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stability_search import space as spaces
-from stability_search.records import Outcome, Stage, TrialSummary
+from stability_search.records.trial import Outcome, Stage, TrialSummary
 from stability_search.search.plan import StudyPlan
 from stability_search.search.request import TrialRequest
 from tests.search.inline_study import pretend
@@ -36,9 +37,8 @@ space:
   warmup_steps: {{int: {{low: 0, high: 100}}}}
   clip_norm: {{choice: [null, 0.5, 1.0, 5.0]}}
 search: {{trials: {trials}}}
-confirm: {{top: 3, seeds: 5, steps: 400}}
+confirm: {{top: {top}, seeds: 5, steps: 400}}
 """
-SLOTS = (1, 10, 100)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,10 +85,10 @@ def units(request: TrialRequest, summary: TrialSummary, jitter: random.Random) -
     return whole * done * jitter.uniform(0.9, 1.1)
 
 
-def simulate(folder: Path, *, trials: int, slots: int, seed: int) -> Course:
+def simulate(folder: Path, *, trials: int, top: int, slots: int, seed: int) -> Course:
     """Run a study on a clock of its own."""
     path = folder / "space.yaml"
-    path.write_text(SPACE.format(trials=trials, seed=seed))
+    path.write_text(SPACE.format(trials=trials, top=top, seed=seed))
     plan = StudyPlan(spaces.load(path), device="cpu", num_slots=slots)
     jitter = random.Random(seed)  # noqa: S311 - how long trials take, no secret
     running: list[tuple[float, int, TrialRequest, TrialSummary]] = []
@@ -120,7 +120,7 @@ def simulate(folder: Path, *, trials: int, slots: int, seed: int) -> Course:
 
 
 def show(trials: int, courses: Sequence[Course]) -> None:
-    for slots in SLOTS:
+    for slots in dict.fromkeys(course.slots for course in courses):
         chosen = [course for course in courses if course.slots == slots]
 
         def mean(values: Sequence[float]) -> float:
@@ -143,13 +143,15 @@ def main() -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, nargs="+", default=[48, 480])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 10, 100])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--top", type=int, default=3)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for trials in chosen.trials:
             courses = [
-                simulate(Path(folder), trials=trials, slots=slots, seed=seed)
-                for slots in SLOTS
+                simulate(Path(folder), trials=trials, top=chosen.top, slots=slots, seed=seed)
+                for slots in chosen.slots
                 for seed in range(chosen.seeds)
             ]
             show(trials, courses)

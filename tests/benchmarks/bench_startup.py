@@ -24,7 +24,7 @@ from stability_search.search import run_directory
 from stability_search.search.closing import keep_verdict
 from stability_search.search.ledger import Ledger
 from stability_search.search.plan import StudyPlan
-from stability_search.search.study import parameters_of
+from stability_search.search.reopening import parameters_of
 from stability_search.step_files import encode_steps, write_steps
 from tests.search.inline_study import run_all, write_space
 

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 import torch
 
 from stability_search.engine import GuardedEngine
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 from tests.benchmarks import bench_loops, bench_profile
 from tests.benchmarks.bench_cases import (
     CASES,

@@ -5,7 +5,7 @@ import pytest
 from stability_search.cli.board import Board
 from stability_search.cli.lines import stage_words
 from stability_search.events import Event, EventName
-from stability_search.records import Json
+from stability_search.records.values import Json
 
 TIME = "2026-03-01T12:00:00+00:00"
 KEYS = (

@@ -46,6 +46,12 @@ def test_a_space_is_a_name_or_a_path(incomplete: str, offered: list[str]) -> Non
     assert complete_space(incomplete) == offered
 
 
+def test_a_name_that_a_terminal_would_act_on_is_not_offered(folder: Path) -> None:
+    for name in ("seen", "a\x1b[2Jb", "a\nb", "\u202egpj", "blank\u3164"):
+        (folder / "odd" / name).mkdir(parents=True)
+    assert complete_run("odd/") == ["odd/seen/"]
+
+
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("incomplete", "offered"),

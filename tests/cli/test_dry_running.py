@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stability_search.cli import main
-from stability_search.records import Outcome, TrialSummary
+from stability_search.records.trial import Outcome, TrialSummary
 from stability_search.search import dry_run
 from stability_search.search.timing import Timing
 
@@ -77,13 +77,29 @@ def test_line_by_line(
 def test_a_file_of_ones_own_is_copied_and_a_cluster_is_not_asked(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("--space", "mine", "--output", "out", "--address", "ray://head:1")
+    words = ("--space", "mine", "--output", "out", "--address", "head:1")
     text = "\n".join(lines_of(GOOD, monkeypatch, capfd, *words))
 
     assert "files: in out; mine.py is copied there" in text
-    assert "ray://head:1 was not asked" in text
+    assert "head:1 was not asked" in text
     assert "uploaded: 1 file, 0.0 KiB, to every node: mine.py" in text
     assert "time: not estimated, it depends on where trials run; measured from" in text
+
+
+def test_what_a_task_imports_and_what_will_not_be_sent_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "real.py").write_text("")
+    (folder / "linked.py").symlink_to(folder / "elsewhere" / "real.py")
+    (folder / "mine.py").write_text("import linked\n" + TASK)
+    words = ("--space", "mine", "--output", "out", "--address", "head:1")
+
+    (note,) = [
+        line for line in lines_of(GOOD, monkeypatch, capfd, *words) if line.startswith("note: ")
+    ]
+
+    assert "linked.py" in note
 
 
 @pytest.mark.usefixtures("folder")

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from stability_search.cli.formats import Format, print_formatted
-from stability_search.records import Json
+from stability_search.records.values import Json
 from tests.hostile_strings import HOSTILE_STRINGS
 
 ROWS: list[dict[str, Json]] = [

@@ -15,7 +15,8 @@ from stability_search.cli.live import view
 from stability_search.cli.next_step import next_step
 from stability_search.cli.outlets import JsonLines, PlainLines, Sink
 from stability_search.events import Event, EventName
-from stability_search.records import Json
+from stability_search.inert import is_in_sight
+from stability_search.records.values import Json
 from stability_search.report import verdict_lines
 from tests.hostile_strings import HOSTILE_STRINGS, TERMINAL, UNSEEN
 from tests.report.packed_reports import Pack
@@ -43,7 +44,7 @@ def events() -> Iterator[Event]:
 
 def check_inert(shown: str) -> None:
     """Check that text can be put on a terminal: letters and line ends, nothing else."""
-    assert [c for c in set(shown) if c != "\n" and not c.isprintable()] == []
+    assert [c for c in set(shown) if c != "\n" and not is_in_sight(c)] == []
     shown.encode()  # no lone surrogate
 
 

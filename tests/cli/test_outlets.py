@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 
 from stability_search.cli.board import Board
-from stability_search.cli.inert import inert
 from stability_search.cli.lines import duration, event_line, setting_words
 from stability_search.cli.live import LiveView, view
 from stability_search.cli.outlets import JsonLines, PlainLines, Sink, choose_outlet, clock_time
 from stability_search.events import Event
-from stability_search.records import Json
+from stability_search.inert import inert
+from stability_search.records.values import Json
 
 HOSTILE = (
     "\x1b[2J\x1b]0;title\x07",
@@ -342,7 +342,7 @@ def test_hostile_strings_are_inert_wherever_they_appear(
 def test_the_twin_a_string_that_is_not_spelled_out_would_be_seen() -> None:
     assert not HOSTILE[0].isprintable()
     assert inert(HOSTILE[0]) == r"\x1b[2J\x1b]0;title\x07"
-    assert inert("a\nb", keeps_lines=True) == "a\nb"
+    assert inert("a\nb", keeps="\n") == "a\nb"
 
 
 def test_a_closed_pipe_silences_the_sink_and_raises_nothing() -> None:

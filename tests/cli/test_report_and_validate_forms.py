@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stability_search.cli import main
-from stability_search.records import Verdict, VerdictKind
+from stability_search.records.verdict import Verdict, VerdictKind
 from stability_search.search import closing
 from tests.comparison.run_files import edit_table, write_run
 from tests.study_rows import stable_study
@@ -93,6 +93,7 @@ def test_a_valid_file_as_json_is_what_it_asks_for(out: Out) -> None:
         "confirm_steps": 400,
         "confirm_seeds": 5,
         "unchecked": [],
+        "notes": [],
         "problems": [],
     }
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from stability_search.cli import main
-from stability_search.records import Stage, Verdict, VerdictKind
+from stability_search.records.trial import Stage
+from stability_search.records.verdict import Verdict, VerdictKind
 from stability_search.search import status
 from stability_search.search.status import BestSoFar, RunState, RunStatus, StageStatus
 

@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from stability_search.cluster.address import ClusterAddress, read_address
+from stability_search.cluster.address import (
+    ClusterAddress,
+    checked_join_address,
+    is_url,
+    read_address,
+)
 from stability_search.errors import UsageError
 
 REMOTE = "http://10.1.2.3:8265"
@@ -81,6 +86,64 @@ def test_what_may_hold_a_password_is_refused_and_not_repeated(text: str, tmp_pat
     with pytest.raises(UsageError, match="--address: a URL ") as caught:
         read(text, tmp_path)
     assert "canary" not in f"{caught.value} {caught.value.__cause__}"
+
+
+@pytest.mark.parametrize(
+    ("text", "way_out"),
+    [
+        ("localhost:8265", "Try http://localhost:8265."),
+        ("h:6379", "6379 is a port of Ray itself; its dashboard has 8265 by default."),
+        ("ray://h:10001", "10001 is a port of Ray itself; its dashboard has 8265 by default."),
+        ("auto", "Give the URL of the cluster's dashboard, e.g. http://localhost:8265."),
+    ],
+)
+def test_what_was_meant_for_ray_is_led_to_its_dashboard(
+    text: str, way_out: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="a URL is needed here") as caught:
+        read(text, tmp_path)
+    assert str(caught.value).endswith(f" {way_out}")
+
+
+# To be joined
+
+
+@pytest.mark.parametrize(
+    "text", ["auto", "10.0.0.1:6379", "gpu-box:6379", "[::1]:6379", "http:6379"]
+)
+def test_a_cluster_of_this_machine_is_named_as_ray_names_it(text: str) -> None:
+    assert checked_join_address(text) == text
+    assert not is_url(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "way_out"),
+    [
+        ("http://localhost:8265", "for `submit` and `doctor`; on a machine of the cluster"),
+        ("HTTPS://h", "for `submit` and `doctor`"),
+        ("ray://h:10001", "from elsewhere `submit --address"),
+        ("local", "Leave --address out"),
+        ("gpu-box", "`ray status` names HOST:PORT"),
+        ("h:port", "`ray status` names HOST:PORT"),
+        ("h:1234567", "`ray status` names HOST:PORT"),
+        ("", "but got ''"),
+        ("h h:1", "but got 'h h:1'"),
+    ],
+)
+def test_what_ray_could_not_join_is_refused_with_what_takes_it(text: str, way_out: str) -> None:
+    with pytest.raises(UsageError, match=r"`auto` or HOST:PORT of a cluster's head") as caught:
+        checked_join_address(text)
+    assert way_out in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["http://me:canary@h:8265", "me:canary@h:6379", "canary@h"])
+def test_a_password_in_what_is_joined_is_not_repeated(text: str) -> None:
+    with pytest.raises(UsageError, match="but got something else") as caught:
+        checked_join_address(text)
+    assert "canary" not in f"{caught.value} {caught.value.__cause__}"
+
+
+# The token and the way
 
 
 def test_plain_http_to_another_machine_is_refused_with_and_without_a_token(tmp_path: Path) -> None:

@@ -100,13 +100,43 @@ def test_a_study_keeps_what_was_sent_although_the_working_directory_goes(
 def test_a_study_that_is_there_goes_on_with_what_was_raised_since(folder: Path) -> None:
     directory = begin(folder)
     run_attempt(order(folder), address="a")
-    (folder / "space.yaml").write_text(SPACE.replace("trials: 3", "trials: 5, step_budget: 9"))
+    (folder / "space.yaml").write_text(
+        SPACE.replace("trials: 3}", "trials: 5}\nconfirm: {seeds: 9}")
+    )
     run_attempt(order(folder), address="a")
 
-    raised = "--set=search.trials=5 --set=search.step_budget=9"
+    raised = "--set=search.trials=5 --set=confirm.seeds=9"
     assert words(folder) == [
         f"resume {directory} --address a",
         f"resume {directory} {raised} --address a",
+    ]
+
+
+@pytest.mark.parametrize("value", ["3, sampler: random", "2"])
+def test_another_study_under_the_name_of_one_is_refused(folder: Path, value: str) -> None:
+    directory = begin(folder)
+    (directory / "space.yaml").write_text(SPACE + "fixed: {eps: 1e-7}\n")
+    (folder / "space.yaml").write_text(SPACE.replace("trials: 3", f"trials: {value}"))
+
+    result = run_attempt(order(folder), address="a")
+
+    assert result.exit_code == 2
+    assert result.problem.startswith("s: a study of that name is there, but: ")
+    assert "fixed.eps: may not change, but got nothing after 1e-07." in result.problem
+    assert not (folder / "words").exists()
+
+
+def test_a_study_goes_on_where_it_is_now_asked_to_run(folder: Path) -> None:
+    directory = begin(folder)
+    placed = SPACE.replace("trials: 3", "trials: 3, resources: {labels: {pool: spot}}")
+    (directory / "space.yaml").write_text(placed)
+    run_attempt(order(folder), address="a")
+    (folder / "space.yaml").write_text(placed.replace("spot", "[big, spot]"))
+    run_attempt(order(folder), address="a")
+
+    assert words(folder) == [
+        f"resume {directory} --set=search.resources.labels={labels} --address a"
+        for labels in ("{}", '{"pool": ["big", "spot"]}')
     ]
 
 

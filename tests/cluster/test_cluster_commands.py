@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from stability_search.cli import cluster_commands, main
+from stability_search.cluster import stopping
 from stability_search.cluster.address import ClusterAddress
 from stability_search.cluster.jobs import JobRequest, JobState
 from stability_search.cluster.result import AttemptResult
-from tests.cluster.fake_jobs import NODE, URL, FakeJobs
+from tests.cluster.fake_jobs import NODE, URL, FakeJobs, start_nothing
 
 SPACE = """\
 name: small
@@ -176,6 +177,21 @@ def test_a_study_is_stopped(jobs: FakeJobs, capfd: pytest.CaptureFixture[str]) -
     assert (code, out, jobs.stopped) == (0, "", ["mine"])
     assert err.splitlines()[-1] == "mine: stopped. Submit it again to go on."
     assert call(capfd, "stop", "mine")[2] == "mine: it had ended before: stopped\n"
+
+
+def test_a_study_that_waits_for_a_core_is_stopped_in_one_line(
+    jobs: FakeJobs, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    jobs.on_submit = start_nothing
+    monkeypatch.setattr(jobs, "stop", jobs.stopped.append)  # Ray tells it once it runs
+    monkeypatch.setattr(stopping, "_PENDING_S", 0.0)
+    monkeypatch.setattr(stopping, "_POLL_S", 0.001)
+    submit(capfd, "--name", "mine", "--no-wait")
+
+    code, out, err = call(capfd, "stop", "mine")
+
+    assert (code, out, jobs.stopped) == (0, "", ["mine"])
+    assert err == "mine: it waits for a free CPU, and will end as soon as it gets one\n"
 
 
 def test_a_status_of_a_cluster_is_that_of_its_node(

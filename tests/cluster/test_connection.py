@@ -1,6 +1,7 @@
 """One request to a cluster, and what can go wrong; the cluster is a server of the test's own."""
 
 import itertools
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -170,6 +171,36 @@ def test_a_host_that_cannot_be_looked_up_is_one_line(host: str) -> None:
         connection(f"http://{host}:1").get_json("/a")
 
 
+@pytest.mark.parametrize("port", ["6379", "10001"])
+def test_a_port_of_ray_itself_is_told_from_a_dashboards(
+    port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    cluster = connection(f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(cluster._opener, "open", refuse)  # noqa: SLF001 - that port is not ours
+    with pytest.raises(InfrastructureError, match=f"{port} is a port of Ray itself; its dash"):
+        cluster.get_json("/a")
+
+
+def test_what_speaks_no_http_is_one_line_without_its_bytes() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def speak() -> None:
+            client, _ = server.accept()
+            with client:
+                client.sendall(b"\0\0\x18\x04\r\n")  # as gRPC begins
+                client.recv(10**5)
+
+        thread = threading.Thread(target=speak)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InfrastructureError, match="what it sends is no HTTP"):
+            connection(url).get_json("/a")
+        thread.join()
+
+
 @pytest.mark.parametrize("body", [b"<html>", b"", DEEP.encode(), b"\xff"])
 def test_what_is_no_json_is_no_dashboard(body: bytes) -> None:
     with (
@@ -281,9 +312,10 @@ def test_a_node_is_alive_if_the_cluster_says_so() -> None:
         RayJobs(connection(url)).has_node("n")
 
 
-def test_another_web_page_is_no_ray() -> None:
+@pytest.mark.parametrize("answer", [(200, b"{}"), (404, b"")])
+def test_another_web_page_is_no_ray(answer: Answer) -> None:
     with (
-        served(lambda *_: (200, b"{}")) as (url, _),
+        served(lambda *_: answer) as (url, _),
         pytest.raises(InfrastructureError, match="not that of a Ray dashboard"),
     ):
         RayJobs(connection(url)).ray_version()

@@ -173,10 +173,21 @@ def test_another_study_of_the_same_name_has_another_directory(
         (("--emit", "slurm", "--name", "../x"), "--name: letters, digits"),
         (
             ("--emit", "slurm", "--address", "http://localhost:1"),
-            "one of them is needed, but got both",
+            "--address: not taken with --emit, which sends nothing.",
         ),
         (("--address", "http://localhost:1", "--nodes", "2"), "--nodes: taken with --emit only"),
         (("--emit", "pbs"), "'pbs' is not one of"),
+        (
+            ("--image", "i", "--nodes", "2"),
+            "one of them is needed, but got none. --image, --nodes: taken with --emit only.",
+        ),
+        (
+            (
+                *("--emit", "slurm", "--image", "i", "--no-wait", "--dry-run", "--insecure"),
+                *("--remote-output", "/r", "--python", "p", "--max-upload-mib", "1"),
+            ),
+            "--max-upload-mib: not taken with --emit, which sends nothing. --image: taken with",
+        ),
     ],
 )
 def test_what_cannot_be_honoured_is_one_line_and_prints_nothing(
@@ -186,3 +197,23 @@ def test_what_cannot_be_honoured_is_one_line_and_prints_nothing(
 
     assert (code, out) == (2, "")
     assert message in err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("folder")
+def test_all_that_cannot_be_honoured_is_named_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--no-wait", "--dry-run", "--insecure", "--remote-output", "--python"]
+    words = [w for name in options for w in ([name, "x"] if options.index(name) > 2 else [name])]
+    _, _, err = emit(capfd, "--emit", "kuberay", *words, "--max-upload-mib", "50")
+    assert err.startswith(f"{', '.join(options)}, --max-upload-mib: not taken with --emit, ")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("name", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+def test_an_address_in_the_environment_is_not_taken_and_said_to_be_not(
+    name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "http://me:canary@h:8265")
+    code, _, err = emit(capfd)
+    assert code == 2
+    assert f"http://localhost:8265. {name} is not read: where things go is said each time." in err
+    assert "canary" not in err

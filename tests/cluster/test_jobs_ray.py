@@ -1,10 +1,12 @@
 """A study through Ray Jobs: sent, left alone, stopped, gone on with, fetched - and the same."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +14,11 @@ import pandas as pd
 import pytest
 
 from stability_search import read_run
+from stability_search.cluster.address import ClusterAddress
+from stability_search.cluster.outside import look_from_outside
 from stability_search.cluster.result import record_name
 from stability_search.search.ledger import Ledger
-from tests.cluster.ray_head import ROOT, RayHead, started_ray
+from tests.cluster.ray_head import ROOT, START_S, RayHead, started_ray
 from tests.search.inline_study import TINY
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -24,6 +28,13 @@ OTHER_TOKEN = CANARY[::-1]
 NUM_BEFORE_GATE = 3  # the first look at the task is one of them
 # After a few trials of its process it waits for a file: a study that can be stopped in peace.
 GATED = f"""
+import os
+import time
+from collections.abc import Iterator
+
+import torch
+from tiny_task import Batch, Tiny
+
 
 class Gated(Tiny):
     num_models = 0
@@ -113,7 +124,8 @@ class Client:
 
 @pytest.fixture
 def client(tmp_path: Path, head: RayHead) -> Client:
-    (tmp_path / "gated.py").write_text(TINY.read_text() + GATED)
+    (tmp_path / "gated.py").write_text(GATED)
+    (tmp_path / TINY.name).write_text(TINY.read_text())
     (tmp_path / "quick.yaml").write_text(SPACE.format(gate=tmp_path / "gate"))
     (tmp_path / "open.yaml").write_text(SPACE.format(gate=tmp_path))  # the same without a stop
     return Client(tmp_path, head)
@@ -160,7 +172,16 @@ def test_a_study_that_is_left_stopped_and_gone_on_with_comes_home_as_if_it_had_r
     assert final[: len(early)] == early  # kept, and not run again
     assert len({row.trial_id for row in final}) == len(final)
     print(f"rows {len(home)}, different 0; kept from before the stop {len(early)}, repeated 0")
+    works_at_home(client, tmp_path / "reports" / name, verdict(said))
     leaves_no_token(client, head, name)
+
+
+def works_at_home(client: Client, home: Path, expected: list[str]) -> None:
+    """Read a fetched run directory, and go on with it: `resume` wants the module, too."""
+    assert (home / TINY.name).read_bytes() == TINY.read_bytes()
+    assert client.call("report", str(home))[0] == 0
+    code, said = client.call("resume", str(home))
+    assert (code, verdict(said)) == (0, expected)
 
 
 def leaves_no_token(client: Client, head: RayHead, name: str) -> None:
@@ -183,6 +204,30 @@ def test_another_token_is_refused_in_one_line(client: Client) -> None:
     assert client.ask("submit", "--space", "quick.yaml", "--no-wait") == (2, "")
     assert "the cluster wants another token than ours" in client.printed
     assert OTHER_TOKEN not in client.printed
+
+
+def wait_until_its_node_is_told(url: str) -> None:
+    """Wait for the first report of a head that has just started."""
+    address = ClusterAddress(url=url, is_loopback=True, token=CANARY)
+    deadline = time.monotonic() + START_S
+    while not any(one.disk_free_bytes for one in look_from_outside(address).nodes or ()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_doctor_sees_what_there_is_from_outside_and_shows_no_token(client: Client) -> None:
+    wait_until_its_node_is_told(client.url)
+    code, said = client.ask("doctor", "--format", "json")
+    document = json.loads(said)
+    checks = {check["name"]: check for check in document["checks"]}
+    assert code == 0
+    assert checks["dashboard"]["found"].endswith("asks for a token")
+    assert checks["token"]["found"] == "ours is accepted"
+    assert checks["nodes"]["found"] == "1 of 1 alive; CPU cores 3, GPUs 0"
+    (node,) = document["nodes"]
+    assert (node["state"], node["cpus"]) == ("alive", 3.0)
+    assert min(node["memory_free_mib"], node["disk_free_mib"]) > 0
+    assert CANARY not in client.printed
 
 
 def test_a_python_without_the_tool_is_one_line(client: Client, tmp_path: Path) -> None:

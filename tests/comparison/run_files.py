@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stability_search.records import Stage, TrialRow
+from stability_search.records.trial import Stage, TrialRow
 from stability_search.report import render_json
 from stability_search.step_files import step_file_name, write_steps
 from stability_search.table import write_tables

@@ -1,5 +1,6 @@
 """Why two runs cannot be compared: every reason, all at once; and what to bear in mind."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from stability_search import space as spaces
 from stability_search.comparison.obstacles import caveats, reasons
 from stability_search.comparison.sides import Side, read_side
+from stability_search.space_directory import task_facts
 from tests.comparison.run_files import VERSIONS, edit_json, edit_space, edit_table, write_run
 from tests.study_rows import interrupted_study
 
@@ -131,11 +134,12 @@ def test_fp16_that_was_computed_otherwise_is_another_device(copied: Copied) -> N
     assert reasons_of(first, second) == ("device: fp16 is emulated in A, native in B",)
 
 
-def file_run(run: Path, name: str, sha256: str | None) -> Path:
-    """Make a run one of a task in a file."""
+def file_run(run: Path, name: str, sha256: str | None, modules: object = None) -> Path:
+    """Make a run one of a task in a file, and of modules beside it, by their hashes."""
     (run / name).write_text(TASK)
     edit_space(run, "task: teacher", f"task: ./{name}:Tiny")
-    edit_json(run / "environment.json", {"study.task_sha256": sha256})
+    facts = {"study.task_sha256": sha256, "study.task_modules": modules}
+    edit_json(run / "environment.json", facts)
     return run
 
 
@@ -151,10 +155,62 @@ def test_a_task_in_a_file_is_the_same_by_its_hash_whatever_the_file_is_called(
     assert found == "task: the file of Tiny is another, sha256 aaaaaaaaaa and bbbbbbbbbb"
 
 
+MODULES = {"net.py": "aa" * 32, "parts/loss.py": "bb" * 32}
+
+
+@pytest.mark.parametrize(
+    ("modules", "words"),
+    [
+        (MODULES, None),
+        ({**MODULES, "net.py": "cc" * 32}, "net.py is another"),
+        ({"net.py": "aa" * 32}, "parts/loss.py is only in A"),
+        ({**MODULES, "new.py": "dd" * 32}, "new.py is only in B"),
+        (
+            dict.fromkeys(("a.py", "b.py", "net.py"), "ee" * 32),
+            "a.py is only in B, b.py is only in B, net.py is another, parts/loss.py is only in A",
+        ),
+        (
+            {**MODULES, **{f"{i}.py": "ff" * 32 for i in range(7)}},
+            f"{', '.join(f'{i}.py is only in B' for i in range(5))}, and 2 more",
+        ),
+        (None, None),  # an earlier version kept none: said, and no reason
+        (["net.py"], None),
+    ],
+)
+def test_a_module_beside_the_task_that_differs_is_another_task_and_named(
+    copied: Copied, modules: object, words: str | None
+) -> None:
+    first = file_run(copied("first"), "one.py", "aa" * 32, MODULES)
+    second = file_run(copied("second"), "one.py", "aa" * 32, modules)
+    wanted = () if words is None else (f"task: the task's code differs: {words}",)
+    assert reasons_of(first, second) == wanted
+
+
+def test_a_file_and_a_module_that_differ_are_two_reasons(copied: Copied) -> None:
+    first = file_run(copied("first"), "one.py", "aa" * 32, MODULES)
+    second = file_run(copied("second"), "one.py", "bb" * 32, {})
+    found = reasons_of(first, second)
+    assert [text.partition(",")[0] for text in found] == [
+        "task: the file of Tiny is another",
+        "task: the task's code differs: net.py is only in A",
+    ]
+
+
+def test_a_run_keeps_the_modules_that_are_compared(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(f"import net\n{TASK}")
+    (tmp_path / "net.py").write_text("")
+    (tmp_path / "space.yaml").write_text("task: ./one.py:Tiny\nfixed: {learning_rate: 1e-3}\n")
+    facts = task_facts(spaces.load(tmp_path / "space.yaml"))
+    assert facts["task_modules"] == {"net.py": hashlib.sha256(b"").hexdigest()}
+
+
 def test_what_a_task_of_your_own_imports_is_taken_to_be_the_same_and_said(copied: Copied) -> None:
-    first = file_run(copied("first"), "one.py", "aa" * 32)
+    first = file_run(copied("first"), "one.py", "aa" * 32, MODULES)
     (found,) = caveats_of(first, first)
-    assert found.startswith("Its file is the same; what ./one.py:Tiny imports and reads is not")
+    assert found.startswith("What ./one.py:Tiny reads, and what it imports from elsewhere, is")
+    earlier = file_run(copied("earlier"), "one.py", "aa" * 32)
+    (found,) = caveats_of(first, earlier)
+    assert found.startswith("What ./one.py:Tiny imports from beside it is not known of both")
     unknown = file_run(copied("unknown"), "one.py", None)
     (found,) = caveats_of(first, unknown)
     assert found.startswith("Whether the task's code is the same is not known")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stability_search.comparison import pairs
 from stability_search.comparison.pairs import PairedTest, pair_up, two_sided_p
 from stability_search.comparison.sides import Side, read_side
-from stability_search.records import Outcome
+from stability_search.records.trial import Outcome
 from stability_search.step_files import write_steps
 from tests.comparison.run_files import (
     chosen_rows,

@@ -11,7 +11,6 @@ from stability_search.diagnose.document import (
     Diagnosis,
     as_json,
     as_markdown,
-    inert,
     terminal_lines,
     yaml_value,
 )
@@ -19,9 +18,12 @@ from stability_search.diagnose.ends import TrialEnd
 from stability_search.diagnose.ladder import Ladder, RungResult
 from stability_search.diagnose.rungs import AS_GIVEN, BF16, BYPASSED, FP32, GROUP_NORM, Rung
 from stability_search.diagnose.verdict import Cause
+from stability_search.inert import is_in_sight
 from stability_search.tasks.loading import load_task
 from tests.diagnose.cases import small
 from tests.diagnose.test_verdict import CLEAN, fails, holds
+from tests.hostile_strings import HOSTILE_STRINGS
+from tests.report.test_hostile_files import structure
 
 
 def ladder_of(
@@ -116,8 +118,19 @@ def test_markdown_shows_strings_of_others_as_they_are(mixed: Diagnosis) -> None:
     page = as_markdown(mixed)
     assert page.startswith("# Diagnosis of a\\|b: mixed precision\n")
     assert "| as given | fails at 7 | fails at 7 | holds 100 |" in page
-    assert inert("<b>`x`\n@you http://z") == "\\<b\\>\\`x\\` &#64;you http&#58;//z"
-    assert inert("see www.evil.example") == "see www&#46;evil.example"  # a link to many a renderer
+
+
+def test_no_text_of_a_diagnosis_takes_form_or_hides_on_its_page(mixed: Diagnosis) -> None:
+    def page_of(text: str) -> str:
+        verdict = replace(mixed.verdict, headline=text, notes=(text,))
+        named = replace(mixed, name=text, configuration=text, command=text)
+        return as_markdown(replace(named, verdict=verdict))
+
+    tame = structure(page_of("tame"))
+    for text in filter(str.strip, HOSTILE_STRINGS):
+        page = page_of(text)
+        assert structure(page) == tame, ascii(text)
+        assert is_in_sight(page.replace("\n", "")), ascii(text)
 
 
 def test_what_is_incomplete_says_so_and_keeps_what_is_known(mixed: Diagnosis) -> None:

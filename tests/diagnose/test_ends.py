@@ -13,7 +13,8 @@ from stability_search.diagnose.ends import (
     watch_trial,
 )
 from stability_search.diagnose.verdict import Cause
-from stability_search.records import Outcome, StepLabel, StepRecord, TrialSummary
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome, TrialSummary
 from stability_search.trial import Progress
 from tests.diagnose.cases import HEALTHY, small
 

@@ -13,8 +13,8 @@ from stability_search.diagnose.ladder import Ladder
 from stability_search.diagnose.rungs import RungName
 from stability_search.diagnose.verdict import Cause
 from stability_search.errors import InfrastructureError, UsageError, UserCodeError
-from stability_search.records import Outcome
-from stability_search.settings import TrialConfig
+from stability_search.records.trial import Outcome
+from stability_search.settings.trial import TrialConfig
 from stability_search.tasks.loading import load_task
 from tests.diagnose.cases import small
 from tests.diagnose.test_verdict import CLEAN, fails, holds, stuck, with_defect

@@ -8,7 +8,7 @@ import pytest
 from stability_search.diagnose import rungs
 from stability_search.diagnose.rungs import LeftOut, Rung, Variant, apply, longer
 from stability_search.diagnose.verdict import Cause
-from stability_search.settings import TrialConfig
+from stability_search.settings.trial import TrialConfig
 from tests.diagnose.cases import small
 
 FP16: dict[str, Any] = {"learning_rate": 0.01, "precision": "fp16", "init_scale": 65536.0}

@@ -10,6 +10,8 @@ from stability_search.engine.trace import Origin, trace_backward, trace_forward
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 
+NOT_KNOWN = Origin(phase="backward", is_known=False)
+
 
 class Breaks(nn.Module):
     """Turn what comes in into something else, by a function of the value."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
 from stability_search.engine import GuardedEngine
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Self
 
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 CLEAN = "clean"
 NAN_BATCH = "NaN in the batch"

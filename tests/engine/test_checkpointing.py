@@ -6,7 +6,7 @@ from torch import nn
 
 from stability_search.engine.checkpointing import checkpoint_blocks
 from stability_search.errors import UsageError
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 
 def settings(**more: object) -> EngineSettings:

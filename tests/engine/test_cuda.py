@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from stability_search.engine import GuardedEngine
-from stability_search.records import Outcome, StepLabel
-from stability_search.settings import EngineSettings, TaskReference, TrialConfig, TrialConstants
+from stability_search.records.step import StepLabel
+from stability_search.records.trial import Outcome
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.trial import TaskReference, TrialConfig, TrialConstants
 from stability_search.trial import run_trial
 from tests.engine.plain import DTYPES, loss_fn, net, same, windows
 

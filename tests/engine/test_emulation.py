@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stability_search.engine import GuardedEngine, emulation
 from stability_search.errors import UsageError
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 Run = Callable[..., torch.Tensor]
 FP16 = torch.float16

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import stability_search.engine
-from stability_search.records import StepLabel
+from stability_search.records.step import StepLabel
 
 FOLDER = Path(stability_search.engine.__file__).parent
 TEXT = (FOLDER / "README.md").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stability_search.engine import GuardedEngine
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 from tests.engine.plain import loss_fn, net, same, train, windows
 
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from stability_search.engine.guards import ScaleProof, StepFacts, label_step
-from stability_search.records import PROOF_STEPS, StepLabel
+from stability_search.records.step import PROOF_STEPS, StepLabel
 
 FINE = StepFacts(
     state_fault="",

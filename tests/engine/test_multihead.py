@@ -10,7 +10,7 @@ from torch import nn
 from stability_search.engine.clamps import AttentionGuard
 from stability_search.engine.observer import Observer
 from stability_search.errors import UsageError
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 BATCH, LENGTH, WIDTH, HEADS = 3, 5, 8, 2
 HIDDEN = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)

@@ -9,8 +9,8 @@ from torch import nn
 
 from stability_search.engine import GuardedEngine
 from stability_search.engine.observer import Observer
-from stability_search.records import StepLabel
-from stability_search.settings import EngineSettings
+from stability_search.records.step import StepLabel
+from stability_search.settings.engine import EngineSettings
 from tests.engine.plain import loss_fn, net, same, train, windows
 
 CHOSEN = EngineSettings(learning_rate=0.01)

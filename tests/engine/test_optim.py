@@ -13,7 +13,7 @@ from stability_search.engine.optim import (
     learning_rate_at,
 )
 from stability_search.errors import UsageError
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 
 def settings(**more: object) -> EngineSettings:

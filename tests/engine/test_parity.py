@@ -11,8 +11,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
 from stability_search.engine import GuardedEngine
-from stability_search.records import StepLabel
-from stability_search.settings import EngineSettings
+from stability_search.records.step import StepLabel
+from stability_search.settings.engine import EngineSettings
 from stability_search.tasks.teacher import Teacher
 from tests.engine.plain import loss_fn, net, same, train, train_plain, windows
 

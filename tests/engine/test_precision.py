@@ -5,7 +5,7 @@ import torch
 
 from stability_search.engine.precision import LossScale, autocast, check_precision
 from stability_search.errors import UsageError
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 
 def scale(**settings: float) -> LossScale:

@@ -15,7 +15,7 @@ from stability_search.engine.prepare import (
     prepare_model,
 )
 from stability_search.errors import UsageError
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 
 
 def settings(**more: object) -> EngineSettings:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from stability_search.engine import GuardedEngine
-from stability_search.records import Outcome, StepLabel, StepRecord
-from stability_search.settings import EngineSettings
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome
+from stability_search.settings.engine import EngineSettings
 from tests.engine.plain import BreakGradient, loss_fn, net, same, train, windows
 
 

@@ -12,8 +12,9 @@ from torch import nn
 from stability_search.engine import GuardedEngine, rollback
 from stability_search.engine.rollback import Rollback
 from stability_search.errors import UsageError
-from stability_search.records import Outcome, StepLabel
-from stability_search.settings import EngineSettings
+from stability_search.records.step import StepLabel
+from stability_search.records.trial import Outcome
+from stability_search.settings.engine import EngineSettings
 from tests.engine.plain import BreakGradient, loss_fn, net, same, state_of, train, windows
 
 X = torch.ones(2, 3)

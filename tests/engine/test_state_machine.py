@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 )
 
 from stability_search.engine import GuardedEngine, emulation, guards, precision, rollback, signals
-from stability_search.settings import EngineSettings
+from stability_search.settings.engine import EngineSettings
 from tests.engine import slow_engine as slow
 from tests.engine.plain import same, state_of
 from tests.engine.planted_net import DROPOUT, SIZE, WIDTH, Net, loss_fn, make_batch

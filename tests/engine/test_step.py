@@ -9,8 +9,9 @@ from torch import nn
 
 from stability_search.engine import GuardedEngine
 from stability_search.errors import UsageError
-from stability_search.records import Outcome, StepLabel, StepRecord
-from stability_search.settings import EngineSettings
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome
+from stability_search.settings.engine import EngineSettings
 from tests.engine.plain import BreakGradient, net, same, state_of, train, windows
 
 OK, CALIBRATION, BAD, DATA = StepLabel

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from stability_search.engine import GuardedEngine
-from stability_search.records import StepLabel
-from stability_search.settings import EngineSettings
+from stability_search.records.step import StepLabel
+from stability_search.settings.engine import EngineSettings
 
 pytestmark = pytest.mark.fault  # whole steps under the profiler
 

@@ -11,8 +11,8 @@ from torch import nn
 from stability_search.engine import GuardedEngine, updates
 from stability_search.engine.signals import Signals
 from stability_search.engine.updates import EpsWatch, UpdateWatch
-from stability_search.records import StepRecord
-from stability_search.settings import EngineSettings
+from stability_search.records.step import StepRecord
+from stability_search.settings.engine import EngineSettings
 from tests.engine.plain import BreakGradient, train, windows
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from stability_search.engine import GuardedEngine
-from stability_search.records import StepLabel
-from stability_search.settings import EngineSettings
+from stability_search.records.step import StepLabel
+from stability_search.settings.engine import EngineSettings
 from tests.engine.plain import BreakGradient, loss_fn, net, same, state_of, train, windows
 
 OK, CALIBRATION, BAD, DATA = StepLabel

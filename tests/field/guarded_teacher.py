@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from stability_search import space as spaces
-from stability_search.records import StepRecord, TrialSummary
-from stability_search.settings import TrialConfig, TrialConstants
+from stability_search.records.step import StepRecord
+from stability_search.records.trial import TrialSummary
+from stability_search.settings.trial import TrialConfig, TrialConstants
 from stability_search.trial import run_trial
 
 

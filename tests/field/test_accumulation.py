@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from stability_search.engine import GuardedEngine
-from stability_search.records import StepLabel
-from stability_search.settings import EngineSettings
+from stability_search.records.step import StepLabel
+from stability_search.settings.engine import EngineSettings
 from stability_search.tasks.detector import Detector
 from tests.engine.plain import same
 from tests.field.cases.detector import (

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from stability_search.records import Outcome, StepLabel, StepRecord
-from stability_search.settings import EngineSettings
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome
+from stability_search.settings.engine import EngineSettings
 from stability_search.tasks.detector import CpeClamp, Detector
 from stability_search.testing import Rehearsal, rehearse
 from tests.field.cases.detector import ACCUMULATION, AS_WRITTEN, BATCH_SIZE, BEFORE, Setup, train

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from stability_search.engine import GuardedEngine
-from stability_search.records import StepLabel, StepRecord
-from stability_search.settings import EngineSettings
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.settings.engine import EngineSettings
 from stability_search.tasks.clips import ClipBatch
 from stability_search.tasks.teacher import Teacher
 from tests.engine.plain import same

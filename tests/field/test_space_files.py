@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from stability_search import space as spaces
-from stability_search.records import Json
+from stability_search.records.values import Json
 from stability_search.space import Space
 from stability_search.space.parameter import same_value
 

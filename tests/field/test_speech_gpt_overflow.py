@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from stability_search.engine import GuardedEngine
-from stability_search.records import StepLabel, StepRecord
-from stability_search.settings import EngineSettings
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.settings.engine import EngineSettings
 from tests.field.cases.speech_gpt import (
     AS_IT_FAILED,
     AS_MEANT,

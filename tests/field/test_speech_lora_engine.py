@@ -11,8 +11,10 @@ from torch import nn
 
 from stability_search.engine import GuardedEngine, precision
 from stability_search.errors import UsageError
-from stability_search.records import Outcome, StepLabel, StepRecord, TrialSummary
-from stability_search.settings import EngineSettings, TaskReference, TrialConfig, TrialConstants
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome, TrialSummary
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.trial import TaskReference, TrialConfig, TrialConstants
 from stability_search.tasks.speech_lora import AdapterDtype, SpeechLora
 from stability_search.tasks.speech_lora_model import SpeakerClassifier
 from stability_search.trial import run_trial

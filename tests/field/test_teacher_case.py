@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from stability_search.records import Outcome, StepLabel
+from stability_search.records.step import StepLabel
+from stability_search.records.trial import Outcome
 from stability_search.tasks.teacher import Teacher
 from tests.field.cases.plain_training import PlainTraining
 from tests.field.cases.teacher import (

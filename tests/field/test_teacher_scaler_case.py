@@ -7,7 +7,8 @@ from itertools import islice
 import pytest
 import torch
 
-from stability_search.records import Outcome, StepLabel
+from stability_search.records.step import StepLabel
+from stability_search.records.trial import Outcome
 from stability_search.tasks.teacher import Teacher
 from tests.field.cases.plain_training import LoopStep, PlainTraining, play
 from tests.field.cases.teacher_scaler import (

@@ -11,7 +11,7 @@ from torch.optim import optimizer as optimizers
 from torch.utils.data import DataLoader, dataloader
 
 from stability_search.patches import PatchSettings, install, lateness, monitor, uninstall, window
-from stability_search.settings import AlarmSettings
+from stability_search.settings.alarms import AlarmSettings
 from tests.patches.conftest import Install
 from tests.patches.loops import INF, Scripted, are_equal, loader, train, values
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from stability_search.patches import uninstall
-from stability_search.records import PROOF_STEPS
+from stability_search.records.step import PROOF_STEPS
 from tests.patches.conftest import Install
 from tests.patches.loops import INF, NAN, Scripted
 

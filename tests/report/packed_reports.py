@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from stability_search.records import StepLabel, StepRecord, TrialRow
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import TrialRow
 from stability_search.report import Report
 from stability_search.table import build_tables, study_yardsticks
 from tests.report.study_reports import report_of

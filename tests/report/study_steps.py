@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 
-from stability_search.records import StepLabel, StepRecord, TrialRow
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import TrialRow
 from tests.study_rows import StudyCase
 
 ReadSteps = Callable[[str], Sequence[StepRecord]]

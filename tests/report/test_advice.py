@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from stability_search.errors import UsageError
-from stability_search.records import Outcome, Stage, StepRecord, TrialRow
+from stability_search.records.step import StepRecord
+from stability_search.records.trial import Outcome, Stage, TrialRow
 from stability_search.report.advice import contrasts, warnings, what_broke, what_to_widen
 from stability_search.report.context import View
 from stability_search.report.curves import choose

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from stability_search.alarms import AlarmWatch
-from stability_search.records import Stage, TrialRow
+from stability_search.alarms.watch import AlarmWatch
+from stability_search.records.trial import Stage, TrialRow
 from stability_search.report.alarms import alarm_sentences
 from stability_search.report.context import View
-from stability_search.settings import AlarmSettings
+from stability_search.settings.alarms import AlarmSettings
 from stability_search.tally import Tally
 from tests.report.study_reports import report_of
 from tests.study_rows import StudyCase, interrupted_study, stable_study

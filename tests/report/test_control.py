@@ -6,7 +6,7 @@ from dataclasses import replace
 import jsonschema
 import pytest
 
-from stability_search.records import ControlEnd, Outcome, Stage, TrialRow
+from stability_search.records.trial import ControlEnd, Outcome, Stage, TrialRow
 from stability_search.report import (
     Report,
     json_schema,

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from stability_search.errors import UsageError
-from stability_search.records import Stage, StepLabel, StepRecord
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Stage
 from stability_search.report.curve_data import columns_of
 from stability_search.report.curves import (
     MAX_CURVES,

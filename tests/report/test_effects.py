@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stability_search.records import Outcome
+from stability_search.records.trial import Outcome
 from stability_search.report.context import View
 from stability_search.report.effects import (
     MIN_CONFIGURATIONS,

@@ -10,6 +10,7 @@ from importlib.resources import files
 import jinja2
 import pytest
 
+from stability_search.inert import inert, plain
 from stability_search.report import page, render_html
 from stability_search.report.context import View
 from stability_search.report.figures import (
@@ -22,7 +23,6 @@ from stability_search.report.figures import (
     plot_text,
     scatter,
 )
-from stability_search.report.wording import plain, spelled_out
 from tests.hostile_strings import HOSTILE_STRINGS, share, tame_strings
 from tests.report.browsing import OpenPage, check_quiet
 from tests.report.packed_reports import Pack
@@ -203,7 +203,7 @@ def one_line(text: str) -> str:
 
 def is_shown(text: str, shown: str) -> bool:
     """Say whether a text is there for a reader: whole, or cut as in a figure."""
-    forms = {one_line(spelled_out(text)), one_line(plain(text))}
+    forms = {one_line(inert(text, keeps="\n\t")), one_line(plain(text))}
     forms |= {f"{form[:59]}\u2026" for form in forms if len(form) > 60}
     return any(form in shown for form in forms)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from stability_search.records import Outcome, Stage, TrialRow
+from stability_search.records.trial import Outcome, Stage, TrialRow
 from stability_search.report import render_html
 from stability_search.report.context import Rung, RungState, View
 from stability_search.report.parts import ladders, verdict_card

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from stability_search.records import Stage
+from stability_search.records.trial import Stage
 from stability_search.report import write_report
 from stability_search.table import write_tables
 from tests.report.study_reports import report_with_steps

@@ -29,7 +29,6 @@ from stability_search.report.figures import (
     plot_text,
 )
 from stability_search.report.page import PLOTLY_VERSION, script_json
-from stability_search.report.wording import plain, spelled_out
 from tests.report.study_reports import report_of, report_with_steps
 from tests.study_rows import (
     StudyCase,
@@ -95,8 +94,6 @@ def test_text_for_plotly_is_neutral_and_short() -> None:
 def test_what_cannot_be_seen_is_spelled_out_in_the_space_file() -> None:
     html = render_html(report_of(empty_study(), space_text="a: 1\r\n# \u202ehidden\u061c\x1b\tb"))
     assert "a: 1\n# \\u202ehidden\\u061c\\x1b\tb" in html
-    assert plain("a\u061cb\u2069c\U000e0041") == "a b c"
-    assert spelled_out("a\nb") == "a\nb"
 
 
 def test_a_picture_of_a_drawing_has_its_title_and_legend() -> None:

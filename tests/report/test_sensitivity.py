@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stability_search.records import Stage, TrialRow
+from stability_search.records.trial import Stage, TrialRow
 from stability_search.report.context import View
 from stability_search.report.figures import Figure
 from stability_search.report.parts import sensitivity

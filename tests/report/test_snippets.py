@@ -60,7 +60,7 @@ def test_the_engine_call_holds_what_the_engine_knows() -> None:
 
 
 def test_the_engine_call_is_accepted_by_the_engine() -> None:
-    from stability_search.settings import EngineSettings
+    from stability_search.settings.engine import EngineSettings
 
     values = settings(precision="fp16", clip_norm=0.5)
     found = only_call(as_guarded_engine(values), "EngineSettings")

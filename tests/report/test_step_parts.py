@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from stability_search.records import Outcome, StepLabel, StepRecord, TrialRow
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome, TrialRow
 from stability_search.report.context import View
 from stability_search.report.figures import Section
 from stability_search.report.parts import (

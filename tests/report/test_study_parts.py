@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stability_search.records import Outcome, Stage, TrialRow
+from stability_search.records.trial import Outcome, Stage, TrialRow
 from stability_search.report import render_html, render_markdown, verdict_lines
 from stability_search.report.context import View
 from stability_search.report.effects import WORTH_NAMING, configurations_of, estimate
@@ -26,7 +26,7 @@ from stability_search.report.parts import (
     survival,
     verdict_card,
 )
-from stability_search.settings import Resources
+from stability_search.settings.study import Resources
 from tests.report.study_reports import report_of
 from tests.study_rows import (
     CANDIDATES,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stability_search.records import Stage, StepLabel, StepRecord
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Stage
 from stability_search.report import render_html
 from stability_search.report.context import View
 from stability_search.report.curves import MAX_CURVES
@@ -76,7 +77,7 @@ def command_of(drawer: trial_drawer.Drawer, trial_id: str) -> str:
 def test_the_command_repeats_a_trial_to_the_digit(tmp_path: Path) -> None:
     from stability_search import space as spaces
     from stability_search.search import run_directory
-    from stability_search.settings import TrialConstants
+    from stability_search.settings.trial import TrialConstants
     from stability_search.step_files import encode_steps, write_steps
     from stability_search.trial import run_trial
     from tests.study_rows import settings, summary_of, trial_row

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 
 from stability_search.errors import StoppedEarlyError, UserCodeError
-from stability_search.records import ChoiceReason, Outcome, Stage, Verdict, VerdictKind
+from stability_search.inert import plain
+from stability_search.records.trial import Outcome, Stage
+from stability_search.records.verdict import ChoiceReason, Verdict, VerdictKind
 from stability_search.report import render_markdown, verdict_lines
 from stability_search.report.context import View
 from stability_search.report.wording import (
@@ -20,7 +22,6 @@ from stability_search.report.wording import (
     outcomes_text,
     part,
     percent_at_most,
-    plain,
     progress_text,
     score_text,
     seeds_text,

@@ -9,8 +9,8 @@ step. Fix: eps 1e-4, or the engine as it is: fp32 weights with autocast.
 from typing import Any
 
 from stability_search.engine import GuardedEngine
-from stability_search.engine.step import LossFn
-from stability_search.records import Outcome
+from stability_search.engine.losses import LossFn
+from stability_search.records.trial import Outcome
 from tests.scenarios.running import Evidence, Recipe, Run, run
 
 RECIPE = Recipe(

@@ -5,7 +5,8 @@ each two. Sign: the batch is `data` and nothing is blamed. Fix: `zero_infinity`,
 clips out.
 """
 
-from stability_search.records import Outcome, StepLabel
+from stability_search.records.step import StepLabel
+from stability_search.records.trial import Outcome
 from tests.scenarios.running import Evidence, Recipe, Run, run
 
 DEFECTS = ("long", "repeats")

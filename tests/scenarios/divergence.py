@@ -4,7 +4,7 @@ Sign: the loss stop ends the trial as `diverged` at step 70, the earliest it may
 learning rate.
 """
 
-from stability_search.records import Outcome
+from stability_search.records.trial import Outcome
 from tests.scenarios.attention_growth import recipe
 from tests.scenarios.ladders import constants_after
 from tests.scenarios.running import Evidence, Run, run

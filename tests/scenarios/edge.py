@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from stability_search.records import Outcome
-from stability_search.settings import TrialConstants
+from stability_search.records.trial import Outcome
+from stability_search.settings.trial import TrialConstants
 from stability_search.yardstick import probe_steps
 from tests.scenarios.ladders import Ladder
 from tests.scenarios.running import Evidence, Recipe, Run, run

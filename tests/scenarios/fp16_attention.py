@@ -5,7 +5,8 @@ root of the width. Sign: the forward pass is not finite, `bad`, and a clamp on t
 attention does not help, since the clamp of NaN is NaN. Fix: bf16, fp32, or a cap on the logits.
 """
 
-from stability_search.records import Outcome, StepLabel
+from stability_search.records.step import StepLabel
+from stability_search.records.trial import Outcome
 from tests.scenarios.running import Evidence, Recipe, Run, run
 
 GAIN = 64.0

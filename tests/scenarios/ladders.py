@@ -7,8 +7,10 @@ give q. Yardstick, q, S and margin are the package's own.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stability_search.records import Json, Stage, TrialRow
-from stability_search.settings import ConfirmSettings, StudySettings, TrialConstants, config_id
+from stability_search.records.trial import Stage, TrialRow
+from stability_search.records.values import Json
+from stability_search.settings.study import ConfirmSettings, StudySettings
+from stability_search.settings.trial import TrialConstants, config_id
 from stability_search.standing import ConfigurationStanding, configuration_standing
 from stability_search.yardstick import Yardstick, pilot_yardstick, probe_steps, yardstick
 from tests.scenarios.running import Run

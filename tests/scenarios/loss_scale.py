@@ -7,8 +7,9 @@ configuration. Fix: start at 2^16 to 2^18.
 import math
 
 from stability_search.pruning import KillTest
-from stability_search.records import Outcome, StepLabel
-from stability_search.settings import KillRule
+from stability_search.records.step import StepLabel
+from stability_search.records.trial import Outcome
+from stability_search.settings.trial import KillRule
 from tests.scenarios.running import Evidence, Recipe, Run, run
 
 RECIPE = Recipe(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stability_search import space as spaces
-from stability_search.records import Stage
+from stability_search.records.trial import Stage
 from stability_search.search.plan import StudyPlan
 from stability_search.standing import configuration_standings
 from tests.search.inline_study import run_all, train

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stability_search.records import Outcome, StepLabel, StepRecord, TrialSummary
-from stability_search.settings import EngineSettings, TaskReference, TrialConfig, TrialConstants
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome, TrialSummary
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.trial import TaskReference, TrialConfig, TrialConstants
 from stability_search.trial import Faults, run_trial
 from stability_search.yardstick import probe_steps
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from stability_search.engine import GuardedEngine
-from stability_search.records import Outcome, StepLabel
-from stability_search.settings import EngineSettings
+from stability_search.records.step import StepLabel
+from stability_search.records.trial import Outcome
+from stability_search.settings.engine import EngineSettings
 from tests.scenarios import adam_eps, attention_growth, ctc_targets, divergence, edge, loss_scale
 from tests.scenarios.running import Evidence, run
 from tests.scenarios.table import REQUIRED, SCENARIOS, markdown, missed, play, share

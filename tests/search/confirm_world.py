@@ -8,14 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stability_search.records import Outcome, Stage, TrialRow, TrialSummary, Verdict
+from stability_search.records.trial import Outcome, Stage, TrialRow, TrialSummary
+from stability_search.records.verdict import Verdict
 from stability_search.search.confirm import Confirmation, ConfirmTrial, Need
-from stability_search.settings import (
-    ConfirmSettings,
-    SearchSettings,
-    StudySettings,
-    TaskReference,
-)
+from stability_search.settings.study import ConfirmSettings, SearchSettings, StudySettings
+from stability_search.settings.trial import TaskReference
 from stability_search.space import Parameter, Space
 from stability_search.yardstick import probe_steps
 

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from stability_search.records import Outcome, TrialRow, TrialSummary
+from stability_search.records.trial import Outcome, TrialRow, TrialSummary
 from stability_search.search.breakers import Breakers, refuse_settings
 from stability_search.search.plan import StudyPlan
 from stability_search.search.request import TrialRequest

@@ -8,14 +8,15 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ray.cluster_utils import Cluster
 
 from stability_search import read_run
+from stability_search.search.request import MAX_ATTEMPTS
 from tests.search.inline_study import write_space
 from tests.search.test_study_ray import command, count_rows, environment
 
@@ -51,6 +52,7 @@ class Tally:
         lost: Trials that are missing, or were told of and are not in the ledger.
         repeated: Trials that ended more than once.
         blamed: Trials that ended in any way but completed, or lost attempts with a score.
+        given_back: Workers that were gone before their trial had begun, which is no attempt.
     """
 
     kills: Counter[str]
@@ -59,14 +61,15 @@ class Tally:
     lost: int
     repeated: int
     blamed: int
+    given_back: int
 
     def __str__(self) -> str:
         """Give the figures in one line."""
         kinds = ", ".join(f"{count} {kind}s" for kind, count in sorted(self.kills.items()))
         return (
             f"{self.kills.total()} kills ({kinds}): {self.attempts} attempts, {self.finished} "
-            f"trials finished, lost {self.lost}, run twice {self.repeated}, configurations blamed "
-            f"{self.blamed}"
+            f"trials finished, {self.given_back} lost before they had begun, lost {self.lost}, "
+            f"run twice {self.repeated}, configurations blamed {self.blamed}"
         )
 
 
@@ -84,6 +87,9 @@ def worker_pids() -> list[int]:
 def run_and_kill(cluster: Cluster, folder: Path, kinds: Sequence[Kind], *, seed: int = 0) -> Tally:
     """Run a study to its end though something of it is killed after every few trials.
 
+    A trial is tried again twice, so that one is spared that lost two attempts after it had begun:
+    that it does not outlive a third is no fault. What had not begun when it was hit is not spared.
+
     Args:
         cluster: Its nodes were started with `MARKER` in their environment; the head is spared.
         folder: Empty; gets the space and the run directory.
@@ -97,6 +103,7 @@ def run_and_kill(cluster: Cluster, folder: Path, kinds: Sequence[Kind], *, seed:
     try:
         for kind in kinds:
             study.wait_for_rows(gap)
+            study.wait_for_last_attempts()
             study.kill(kind)
         code, err = study.end()
     except BaseException:
@@ -111,7 +118,6 @@ class _Study:
         self._cluster, self._folder, self._random = cluster, folder, generator
         self._ledger = folder / "out" / "study.db"
         self._num_drivers = 0
-        self.told: Counter[str] = Counter()
         self._process = self._start("run", "--space", "tiny.yaml", "--output", "out")
 
     def _start(self, *words: str) -> "subprocess.Popen[bytes]":
@@ -139,6 +145,40 @@ class _Study:
         wanted = count_rows(self._ledger) + count
         self._wait_until(lambda: count_rows(self._ledger) >= wanted)
 
+    def wait_for_last_attempts(self) -> None:
+        """Wait while a trial has no attempt left but the one that runs, or is about to."""
+        self._wait_until(lambda: not self._on_last_attempt())
+
+    def _on_last_attempt(self) -> set[str]:
+        """Return the trials that lost all attempts but one after they had begun."""
+        hits: Counter[str] = Counter()
+        begun = set()
+        for event in self._heard():
+            attempt = event.get("trial_id"), event.get("attempt")
+            if event["event"] == "trial_started":
+                begun.add(attempt)
+            elif event["event"] == "trial_finished":
+                if event["outcome"] != "infrastructure":
+                    del hits[event["trial_id"]]
+                elif attempt in begun:
+                    hits[event["trial_id"]] += 1
+        return {name for name, count in hits.items() if count == MAX_ATTEMPTS - 1}
+
+    @property
+    def told(self) -> Counter[str]:
+        """Which trials were said to have ended, and how often."""
+        return Counter(
+            event["trial_id"]
+            for event in self._heard()
+            if event["event"] == "trial_finished" and event["outcome"] != "infrastructure"
+        )
+
+    def _heard(self) -> Iterator[dict[str, Any]]:
+        for number in range(1, self._num_drivers + 1):
+            for line in (self._folder / f"events-{number}").read_text().splitlines():
+                with contextlib.suppress(ValueError):  # a killed driver's last line may be cut
+                    yield json.loads(line)
+
     def _wait_until(self, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + WAIT_S
         while not holds():
@@ -157,19 +197,10 @@ class _Study:
             self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
         else:
             self.abandon()
-            self._hear()
             self._process = self._start("resume", "out")
-
-    def _hear(self) -> None:
-        for line in self._events.read_text().splitlines():
-            with contextlib.suppress(ValueError):  # the last line of a killed driver may be cut
-                event = json.loads(line)
-                if event["event"] == "trial_finished" and event["outcome"] != "infrastructure":
-                    self.told[event["trial_id"]] += 1
 
     def end(self) -> tuple[int, str]:
         code = self._process.wait(WAIT_S)
-        self._hear()
         return code, self._errors.read_text()
 
     def abandon(self) -> None:
@@ -190,4 +221,5 @@ def _tally(output: Path, told: Counter[str], kills: Counter[str], num_trials: in
         lost=len((planned | set(told)) - set(ends)),
         repeated=sum(max(ends[name], told[name]) > 1 for name in ends),
         blamed=int(scored.sum() + (rows.loc[~is_lost, "outcome"] != "completed").sum()),
+        given_back=(output / "run.log").read_text().count(" was gone before search-"),
     )

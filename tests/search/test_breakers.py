@@ -8,20 +8,27 @@ import pytest
 
 from stability_search.errors import InfrastructureError, UsageError, UserCodeError
 from stability_search.interruption import Signals
-from stability_search.records import Outcome, Stage, TrialRow, TrialSummary
+from stability_search.records.trial import Outcome, Stage, TrialRow, TrialSummary
 from stability_search.search.breakers import Breakers, NodeWatch, refuse_settings
 from stability_search.search.desk import Desk
 from stability_search.search.request import TrialRequest
 from stability_search.search.source import Place
-from stability_search.settings import EngineSettings, TaskReference, TrialConfig, TrialConstants
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.trial import TaskReference, TrialConfig, TrialConstants
 
 LOST = Outcome.INFRASTRUCTURE
 ERROR = Outcome.USER_ERROR
 FINE = Outcome.COMPLETED
 
 
-def row(
-    outcome: Outcome, *, number: int = 0, place: str = "task.py:3", attempt: int = 1
+def row(  # noqa: PLR0913 - what the tests vary
+    outcome: Outcome,
+    *,
+    number: int = 0,
+    place: str = "task.py:3",
+    attempt: int = 1,
+    reason: str = "its worker died",
+    node: str = "here",
 ) -> TrialRow:
     is_error = outcome is ERROR
     return TrialRow(
@@ -33,7 +40,7 @@ def row(
         settings={},
         summary=TrialSummary(
             outcome=outcome,
-            reason="its worker died" if outcome is LOST else "",
+            reason=reason if outcome is LOST else "",
             num_planned_steps=1,
             error_type="KeyError" if is_error else "",
             error_place=place if is_error else "",
@@ -41,7 +48,7 @@ def row(
         ),
         attempt=attempt,
         started_at="",
-        node="here",
+        node=node,
     )
 
 
@@ -107,6 +114,15 @@ def test_more_than_a_fifth_of_the_attempts_and_more_than_five_may_not_be_lost() 
     feed(breakers, row(LOST))  # 21 of 105
     with pytest.raises(InfrastructureError, match=r"22 of 106 .*last: its worker died"):
         breakers.take(row(LOST))
+
+
+def test_a_machine_that_dies_with_eight_trials_is_one_loss_each_time_it_dies() -> None:
+    breakers = Breakers()
+    dead = [row(LOST, number=i, node="far", reason="its node died") for i in range(8)]
+    for _ in range(5):
+        feed(breakers, *dead, row(FINE, node="far"))
+    with pytest.raises(InfrastructureError, match=r"6 of 11 attempts lost .*last: its node died"):
+        feed(breakers, *dead)
 
 
 def test_a_task_that_cannot_be_built_stops_the_study_in_its_pilot_and_after_a_resume() -> None:
@@ -240,7 +256,7 @@ def test_a_sick_node_is_held_and_told_of_and_the_study_goes_on_elsewhere() -> No
     lose_three(desk)
     desk.raise_problem()
     assert held == ["id of a"]
-    assert listener.quarantined == ["a: 3 attempts in a row, or more, lost their worker there"]
+    assert listener.quarantined == ["a: 3 workers in a row, or more, were lost there"]
     assert desk.next_trial() is not None
 
 
@@ -259,20 +275,22 @@ def refused(desk: Desk) -> None:
     assert running is not None
     running.node_id, running.node = "id of b", "b"
     desk.refuse_node(running, "torch 2.0 there, 2.13 here")
-    desk.lose(running, "its worker died")
+    desk.lose_start(running, "its worker died", node="b", node_id="id of b")
 
 
-def test_a_node_that_differs_runs_no_trial_and_blames_none() -> None:
+def test_a_node_that_differs_runs_no_trial_and_costs_none_an_attempt() -> None:
     listener, held = Listener(), list[str]()
     desk = Desk(listener, Signals())
     desk.hold_node = lambda node_id: bool(held.append(node_id) or True)
-    refused(desk)
-    refused(desk)  # a second worker there
+    for _ in range(9):  # more workers there
+        refused(desk)
     desk.raise_problem()
     reason = "its node is not like the others: torch 2.0 there, 2.13 here"
     assert (held, listener.quarantined) == (["id of b"], [f"b: {reason}"])
-    assert listener.ends == [(Outcome.INFRASTRUCTURE, reason, "b")] * 2
-    assert desk.next_trial() is not None
+    assert listener.ends == []
+    again = desk.next_trial()
+    assert again is not None
+    assert (again.request.trial_id, listener.num_given) == ("search-0001", 1)
 
 
 def test_where_only_nodes_that_differ_are_left_the_study_ends() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from stability_search.records import TrialRow
+from stability_search.records.trial import TrialRow
 from stability_search.search.caveats import loss_may_differ
 from stability_search.space import Space
 from stability_search.space.parameter import Parameter

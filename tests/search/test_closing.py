@@ -11,7 +11,8 @@ import pytest
 from stability_search import space as spaces
 from stability_search.cli.next_step import next_step
 from stability_search.errors import UsageError
-from stability_search.records import TrialRow, Verdict, VerdictKind
+from stability_search.records.trial import TrialRow
+from stability_search.records.verdict import Verdict, VerdictKind
 from stability_search.search import closing, run_directory
 from stability_search.search.closing import (
     Study,
@@ -22,9 +23,10 @@ from stability_search.search.closing import (
 )
 from stability_search.search.ledger import Ledger
 from stability_search.search.plan import StudyPlan
+from stability_search.search.reopening import parameters_of
 from stability_search.search.run_directory import RunDirectory
 from stability_search.search.status import read_status
-from stability_search.search.study import parameters_of, resume_study
+from stability_search.search.study import resume_study
 from stability_search.space import Space
 from tests.search.inline_study import run_all, write_space
 

@@ -221,9 +221,10 @@ def test_after_fifty_random_kills_nothing_is_lost_repeated_or_blamed(
 ) -> None:
     restore(raylets)
     num_kills = int(os.environ.get("STABILITY_SEARCH_KILLS", "50"))
+    seed = int(os.environ.get("STABILITY_SEARCH_KILLS_SEED", "1"))
     choices: tuple[Kind, ...] = ("worker", "raylet", "driver")
-    kinds = Random(1).choices(choices, k=num_kills)  # noqa: S311 - no secret
-    tally = run_and_kill(raylets, tmp_path, kinds)
+    kinds = Random(seed).choices(choices, k=num_kills)  # noqa: S311 - no secret
+    tally = run_and_kill(raylets, tmp_path, kinds, seed=seed)
     print(tally)
     assert tally.kills.total() == num_kills
     assert (tally.lost, tally.repeated, tally.blamed) == (0, 0, 0)

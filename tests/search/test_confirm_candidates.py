@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from stability_search.records import ControlEnd, Outcome, TrialRow
+from stability_search.records.trial import ControlEnd, Outcome, TrialRow
 from stability_search.search.candidates import Grid, find_candidates, learning_rate_of
 from stability_search.space import Space
 from tests.search.confirm_world import config, make_space, searched

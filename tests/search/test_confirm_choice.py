@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from stability_search.records import ChoiceReason
-from stability_search.scoring import stability_score
+from stability_search.records.verdict import ChoiceReason
+from stability_search.scoring.configuration import stability_score
 from stability_search.search.choice import by_closeness, choose
 from stability_search.standing import ConfigurationStanding
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from stability_search.records import Outcome, TrialRow, Verdict, VerdictKind
+from stability_search.records.trial import Outcome, TrialRow
+from stability_search.records.verdict import Verdict, VerdictKind
 from stability_search.search.confirm import ConfirmTrial, Need, next_need
 from stability_search.space import Space
 from stability_search.standing import ConfigurationStanding, configuration_standing

@@ -15,7 +15,7 @@ from stability_search.errors import (
     UsageError,
     UserCodeError,
 )
-from stability_search.records import Outcome, TrialSummary
+from stability_search.records.trial import Outcome, TrialSummary
 from stability_search.search import run_directory
 from stability_search.search.dry_run import Outlook, look_ahead, refuse, time_first
 from stability_search.search.timing import Timing, as_timing
@@ -44,6 +44,32 @@ def test_it_names_the_first_configurations_and_bounds_the_work(tmp_path: Path) -
         num_trials=outlook.num_trials, num_steps=outlook.num_steps
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml", "tiny_task.py"]
+
+
+def test_it_says_what_would_go_to_a_cluster_and_what_would_stay_here(tmp_path: Path) -> None:
+    path = write_space(tmp_path)
+    task = path.with_name(TINY.name)
+    task.write_text(f"import pack.net, local\n{task.read_text()}")
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "net.py").touch()
+    (tmp_path / "pack" / "data.bin").touch()
+    (tmp_path / "local.py").touch()
+    (tmp_path / ".gitignore").write_text("local.py")
+    space = spaces.load(path, ("search.resources.gpu=0",))
+    outlook = look_ahead(space, output=None, address="auto")
+    assert outlook.uploaded == {
+        "pack/data.bin": 0,
+        "pack/net.py": 0,
+        task.name: task.stat().st_size,
+    }
+    assert [note.partition(" (")[0] for note in outlook.notes] == [
+        "imported, but not sent: local.py"
+    ]
+    here = look_ahead(space, output=None, address=None)
+    assert (here.uploaded, here.notes) == ({}, ())
+    os.truncate(tmp_path / "pack" / "data.bin", 2**40)  # a hole
+    with pytest.raises(UsageError, match="at most 50 MiB of a task's files"):
+        look_ahead(space, output=None, address="auto")
 
 
 def test_the_time_is_that_of_all_trials_on_all_slots(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stability_search.interruption import Signals
-from stability_search.records import Outcome, Stage, TrialSummary
+from stability_search.records.trial import Outcome, Stage, TrialSummary
 from stability_search.search import early
 from stability_search.search.desk import DRIVER_GRACE_S, Desk, RunningTrial
 from stability_search.search.driver import worker_settings
@@ -20,13 +20,9 @@ from stability_search.search.machine import Machine
 from stability_search.search.request import TrialRequest
 from stability_search.search.source import Place
 from stability_search.search.worker import WATCHDOG_GRACE_S, ReportKind, Worker, WorkerSettings
-from stability_search.settings import (
-    EngineSettings,
-    Resources,
-    TaskReference,
-    TrialConfig,
-    TrialConstants,
-)
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.study import Resources
+from stability_search.settings.trial import TaskReference, TrialConfig, TrialConstants
 
 COUNTING = """\
 from pathlib import Path
@@ -304,6 +300,16 @@ def test_a_worker_builds_its_task_once_for_all_trials_with_the_same_arguments(
     assert constructions(folder) == ["one"]
     run(worker, request(folder=folder, name="two"))
     assert constructions(folder) == ["one", "two"]
+
+
+def test_a_worker_says_that_a_trial_has_begun_before_it_builds_the_task(folder: Path) -> None:
+    worker = worker_in(folder)  # what dies in the task's constructor is an attempt
+    worker.take(request(folder=folder).to_text())
+    assert not (folder / "built").exists()
+    assert worker.next_report().kind == ReportKind.STARTED
+    assert not (folder / "built").exists()
+    assert worker.next_report().kind == ReportKind.ENDED
+    assert constructions(folder) == ["one"]
 
 
 def test_a_worker_reports_by_time(folder: Path) -> None:

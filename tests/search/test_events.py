@@ -17,7 +17,7 @@ from stability_search.cli import main
 from stability_search.columns import COLUMNS
 from stability_search.events import FIELDS, OWN_FIELDS, Event, EventName
 from stability_search.interruption import Interrupted
-from stability_search.records import StepRecord
+from stability_search.records.step import StepRecord
 from stability_search.search import study
 from stability_search.search.machine import this_machine
 from stability_search.search.nodes import NodeFacts
@@ -114,8 +114,9 @@ def listening(heard: list[Event], then: Callable[..., None]) -> Callable[..., No
     """Return a driver that also notes what JSON lines leave out."""
 
     def run(source: Any, **options: object) -> None:  # noqa: ANN401 - as `drive`
-        shown = source._on_event  # noqa: SLF001 - the study's own ear
-        source._on_event = lambda event: (heard.append(event), shown(event))  # noqa: SLF001
+        news = source._news  # noqa: SLF001 - the study's own mouth
+        shown = news._listener  # noqa: SLF001
+        news._listener = lambda event: (heard.append(event), shown(event))  # noqa: SLF001
         then(source, **options)
 
     return run

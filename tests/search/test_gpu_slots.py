@@ -10,17 +10,13 @@ from typing import Any
 import pytest
 
 from stability_search.interruption import Signals
-from stability_search.records import Outcome, Stage, TrialSummary
+from stability_search.records.trial import Outcome, Stage, TrialSummary
 from stability_search.search.driver import Cluster, drive
 from stability_search.search.machine import Node, choose_machine
 from stability_search.search.request import TrialRequest
 from stability_search.search.source import Place
-from stability_search.settings import (
-    EngineSettings,
-    TaskReference,
-    TrialConfig,
-    TrialConstants,
-)
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.trial import TaskReference, TrialConfig, TrialConstants
 from tests.search.test_machine import space_with
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]

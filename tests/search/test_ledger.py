@@ -18,7 +18,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from stability_search import space as spaces
 from stability_search.errors import StoppedEarlyError, UsageError
-from stability_search.records import Outcome, Stage, TrialRow, TrialSummary
+from stability_search.records.trial import Outcome, Stage, TrialRow, TrialSummary
 from stability_search.search import ledger as ledger_module
 from stability_search.search.ledger import DamagedLedgerError, Ledger
 from stability_search.search.plan import StudyPlan

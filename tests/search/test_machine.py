@@ -8,7 +8,7 @@ import pytest
 from stability_search.errors import UsageError
 from stability_search.search import machine
 from stability_search.search.machine import Machine, Node, choose_machine, this_machine
-from stability_search.settings import Resources
+from stability_search.settings.study import Resources
 from stability_search.space import Space
 from tests.search.confirm_world import make_space
 
@@ -129,9 +129,29 @@ def test_slots_are_bounded_by_custom_resources_and_named_where_none_is_large_eno
     assert (
         choose_machine(space_with(custom={"fast_disk": 0.5}), node(fast_disk=3.0)).num_slots == 6
     )
-    rule = r"a trial needs 1 CPU, 0 GPU and 1 fast_disk, but there are 8, 0 and 0\. Lower"
+    rule = r"a trial needs 1 CPU, 0 GPU and 1 fast_disk, but there are 8, 0 and 0\.5\. Lower"
     with pytest.raises(UsageError, match=rule):
-        choose_machine(space_with(custom=disk, gpu=0), node())
+        choose_machine(space_with(custom=disk, gpu=0), node(fast_disk=0.5))
+
+
+def test_a_custom_resource_that_no_node_has_is_refused_with_those_there_are() -> None:
+    both = {"disk": 1.0, "card": 1.0}
+    here = replace(node(tape=2.0, disk=0.0), node_id="a")
+    rule = (
+        r"search\.resources\.custom: a node must have card and disk, but there is tape\. Ask for "
+        r"what a node has, or ask for nothing by `--set search\.resources\.custom=\{\}`"
+    )
+    with pytest.raises(UsageError, match=rule):
+        choose_machine(space_with(custom=both), here, gpus(1))
+    rule = r"a node must have card, but no node has a resource of its own\. Join a cluster"
+    with pytest.raises(UsageError, match=rule):
+        choose_machine(space_with(custom={"card": 1.0}), this_machine())
+    labelled = replace(here, labels={"pool": "a"})
+    rule = r"a node with these labels must have card, but there is tape\."
+    with pytest.raises(UsageError, match=rule):
+        choose_machine(
+            space_with(custom={"card": 1.0}, labels={"pool": ("a",)}), labelled, node(card=1.0)
+        )
 
 
 def test_only_nodes_with_the_labels_asked_for_are_counted() -> None:

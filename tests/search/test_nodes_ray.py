@@ -187,6 +187,23 @@ def test_a_node_that_differs_is_named_in_a_table_before_anything_starts(
     assert len(read_run(tmp_path / "out").trials) == 0
 
 
+def test_doctor_tells_what_every_node_is_like_and_leaves_nothing_running(
+    nodes: Cluster, tmp_path: Path
+) -> None:
+    code, out, err = run(tmp_path, "doctor", "--address", nodes.address, "--format", "json")
+    document = json.loads(out)
+    checks = {check["name"]: check for check in document["checks"]}
+    assert (code, err) == (4, "")
+    assert checks["nodes"]["found"].startswith("1 of 3 could run trials, 2 at once with a CPU")
+    assert checks["token"]["found"].startswith("OPEN: it let us in without one")
+    assert checks["versions"]["found"].endswith(": torch 2.0.1 there, 2.13.0 here")
+    found = {one["torch"].partition("+")[0]: one for one in document["nodes"] if one["trials"]}
+    assert [*found] == ["2.13.0"]
+    assert sorted(one["state"] for one in document["nodes"]) == ["alike", "alike", "differs"]
+    assert all(one["disk_free_mib"] > 0 for one in document["nodes"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_trial_waits_for_what_is_busy_and_then_runs_where_the_drivers_files_are_not(
     nodes: Cluster,
     driver_folder: Path,
@@ -267,5 +284,7 @@ def test_a_worker_on_another_node_is_killed_there_with_what_it_started() -> None
     request: Any = None  # of no account here
     kill_there(RunningTrial(request=request, node_id=node_with("good"), pid=hung.pid), actor)
     assert hung.wait(WAIT_S) == -signal.SIGKILL
+    ray.get(actor.ready.remote())  # Ray would have ended it though the node had not answered
+    kill_there(RunningTrial(request=request), actor)  # nobody knows where: Ray does it
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(actor.ready.remote())

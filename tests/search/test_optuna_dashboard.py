@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from stability_search import space as spaces
-from stability_search.records import Outcome, Stage, TrialRow, TrialSummary
+from stability_search.records.trial import Outcome, Stage, TrialRow, TrialSummary
 from stability_search.search.ledger import Ledger
 from stability_search.search.plan import StudyPlan
+from stability_search.search.reopening import parameters_of
 from stability_search.search.request import TrialRequest
-from stability_search.search.study import parameters_of
 from tests.search.inline_study import SPACE, lost, pretend, run_all, write_space
 
 pytestmark = [

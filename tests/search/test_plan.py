@@ -1,10 +1,9 @@
 """Which trial comes next, and how a study ends; run without Ray."""
 
 import dataclasses
-import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -13,41 +12,13 @@ from typing import Any
 import pytest
 
 from stability_search import space as spaces
-from stability_search.errors import InfrastructureError, UsageError, UserCodeError
-from stability_search.records import Outcome, Stage, TrialRow, TrialSummary, VerdictKind
-from stability_search.search.plan import StudyPlan, planned_work
+from stability_search.errors import UsageError
+from stability_search.records.trial import Outcome, Stage, TrialRow, TrialSummary
+from stability_search.records.verdict import VerdictKind
+from stability_search.search.plan import planned_work
 from stability_search.search.request import Order, TrialRequest
-from stability_search.search.sampler import Sampler
-from stability_search.space import Space
 from tests.search.inline_study import lost, pretend, run_all, train, write_space
-
-
-def plan_of(space: Space, rows: tuple[TrialRow, ...] = (), **kwargs: object) -> StudyPlan:
-    return StudyPlan(space, device="cpu", num_slots=1, rows=rows, **kwargs)  # type: ignore[arg-type]
-
-
-def load(folder: Path, *overrides: str, sampler: str = "tpe") -> Space:
-    return spaces.load(write_space(folder, sampler=sampler), overrides)
-
-
-def settings_of(rows: list[TrialRow], stage: Stage) -> list[object]:
-    return [dict(row.settings) for row in rows if row.stage is stage]
-
-
-def unstable(request: TrialRequest) -> TrialSummary:
-    """Learn in the pilot, and be killed at step 3 ever after."""
-    if request.stage is Stage.PILOT:
-        return pretend(request)
-    return TrialSummary(
-        outcome=Outcome.PRUNED,
-        reason="3 bad steps of 3",
-        num_planned_steps=request.config.num_planned_steps,
-        num_steps=3,
-        num_judged_steps=3,
-        num_bad_steps=3,
-        judged_losses=(None, None, None),
-        judged_steps=(1, 2, 3),
-    )
+from tests.search.planned import alike, load, plan_of, unstable
 
 
 def test_a_study_goes_through_its_stages_in_order_and_ends_with_a_choice(tmp_path: Path) -> None:
@@ -124,82 +95,6 @@ def test_without_learning_the_order_of_finishing_changes_no_configuration(
     assert by_index(alone) == by_index(together)
 
 
-def test_a_lost_worker_is_tried_again_twice_and_never_held_against_a_configuration(
-    tmp_path: Path,
-) -> None:
-    space = load(tmp_path)
-    seen: dict[str, int] = {}
-
-    def lose_twice(request: TrialRequest) -> TrialSummary:
-        seen[request.trial_id] = seen.get(request.trial_id, 0) + 1
-        assert request.attempt == seen[request.trial_id]
-        is_victim = request.trial_id in {"search-0002", "pilot-03"}
-        return lost(request) if is_victim and request.attempt < 3 else pretend(request)
-
-    plan = plan_of(space)
-    rows = run_all(plan, lose_twice)
-    attempts = [
-        (row.attempt, row.summary.outcome) for row in rows if row.trial_id == "search-0002"
-    ]
-    assert attempts == [
-        (1, Outcome.INFRASTRUCTURE),
-        (2, Outcome.INFRASTRUCTURE),
-        (3, Outcome.COMPLETED),
-    ]
-    undisturbed = run_all(plan_of(space))
-    assert settings_of([r for r in rows if r.summary.outcome.is_result], Stage.SEARCH) == (
-        settings_of(undisturbed, Stage.SEARCH)
-    )
-    assert plan.verdict is not None
-    assert plan.verdict.kind is VerdictKind.STABLE
-
-
-def test_a_trial_lost_three_times_is_given_up_and_told_as_nothing(tmp_path: Path) -> None:
-    plan = plan_of(load(tmp_path))
-    rows = run_all(plan, lambda r: lost(r) if r.trial_id == "search-0001" else pretend(r))
-    last = [row for row in rows if row.trial_id == "search-0001"][-1]
-    assert (last.attempt, last.told_value) == (3, None)
-
-
-def test_many_lost_workers_do_not_make_the_sampler_hear_everything_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = plan_of(load(tmp_path, "search.trials=34"))
-    victims = {"search-0010", "search-0020", "search-0030"}
-    rebuilt: list[int] = []
-    rebuild = Sampler.rebuild
-
-    def count(sampler: Sampler, history: Iterable[Any]) -> None:
-        rebuilt.append(len(plan.rows))
-        rebuild(sampler, history)
-
-    monkeypatch.setattr(Sampler, "rebuild", count)
-    rows = run_all(
-        plan, lambda r: lost(r) if r.trial_id in victims and r.attempt < 3 else alike(r)
-    )
-    e_stars = [row.told_e_star for row in rows if row.told_e_star is not None]
-    num_moves = sum(one != two for one, two in itertools.pairwise(e_stars))
-    assert [row.trial_id for row in rows if row.attempt == 3] == sorted(victims)
-    assert len(rebuilt) <= num_moves + 1  # the first move is that from the pilot's
-
-
-def test_a_study_resumed_while_a_lost_trial_waits_goes_on_as_if_never_stopped(
-    tmp_path: Path,
-) -> None:
-    """The lost proposal counts as in flight while it is tried again, as it did before."""
-    space = load(tmp_path, "search.trials=30")
-
-    def lose_once(request: TrialRequest) -> TrialSummary:
-        is_victim = request.trial_id == "search-0020" and request.attempt == 1
-        return lost(request) if is_victim else pretend(request)
-
-    whole = run_all(plan_of(space), lose_once)
-    stop = next(k for k, row in enumerate(whole) if row.summary.outcome is Outcome.INFRASTRUCTURE)
-    resumed = run_all(plan_of(space, tuple(whole[: stop + 1])), lose_once)
-    assert [row.config_id for row in resumed] == [row.config_id for row in whole]
-    assert [row.told_value for row in resumed] == [row.told_value for row in whole]
-
-
 def operations(action: Callable[[], object]) -> int:
     """Count the bytecode operations that an action takes in this package."""
     count = 0
@@ -219,16 +114,6 @@ def operations(action: Callable[[], object]) -> int:
     finally:
         sys.settrace(before)
     return count
-
-
-def alike(request: TrialRequest) -> TrialSummary:
-    """Learn in the pilot as the rate allows, and ever after as the best rate would."""
-    if request.stage is Stage.PILOT:
-        return pretend(request)
-    engine = dataclasses.replace(request.config.engine, learning_rate=0.03)
-    return pretend(
-        dataclasses.replace(request, config=dataclasses.replace(request.config, engine=engine))
-    )
 
 
 @pytest.mark.parametrize("sampler", ["random", "qmc"])
@@ -264,40 +149,6 @@ def test_the_trials_of_a_study_depend_on_the_set_of_rows_and_not_on_their_order(
     for _ in range(4):
         assert ours.next_trial() == other.next_trial()
     assert ours.measure_of(rows[-1]) == other.measure_of(rows[-1])
-
-
-def test_a_lost_trial_is_tried_again_after_a_resume(tmp_path: Path) -> None:
-    space = load(tmp_path)
-    whole = run_all(plan_of(space))
-    victim = dataclasses.replace(
-        whole[8],
-        summary=lost_like(whole[8]),
-        told_value=None,
-        told_constraint=None,
-        told_e_star=None,
-    )
-    plan = plan_of(space, (*whole[:8], victim))
-    request = plan.next_trial()
-    assert request is not None
-    assert (request.trial_id, request.attempt) == (victim.trial_id, 2)
-    row = plan.finish(request, pretend(request), started_at="", node="")
-    assert row.told_value == whole[8].told_value
-
-
-def lost_like(row: TrialRow) -> TrialSummary:
-    return TrialSummary(
-        outcome=Outcome.INFRASTRUCTURE, num_planned_steps=row.summary.num_planned_steps
-    )
-
-
-def test_five_early_trials_that_fail_alike_are_the_user_s_code(tmp_path: Path) -> None:
-    path = write_space(tmp_path)
-    path.write_text(path.read_text() + "task_args: {behaviour: raise}\n")
-    words = (
-        r"(?s)first 5 trials all failed with KeyError at .*tiny_task.py:\d+.*a bug of the user's"
-    )
-    with pytest.raises(UserCodeError, match=words):
-        run_all(plan_of(spaces.load(path)), train)
 
 
 def test_the_first_trial_tries_every_setting_that_a_model_may_be_unable_to_honour(
@@ -342,25 +193,6 @@ def test_a_setting_the_model_cannot_honour_ends_the_study_before_it_begins(
     )
     with pytest.raises(UsageError, match=r"attention_clamp: .* no nn.MultiheadAttention.*`when`"):
         run_all(plan_of(spaces.load(path)), train)
-
-
-def test_one_early_trial_that_fails_is_not(tmp_path: Path) -> None:
-    def fail_once(request: TrialRequest) -> TrialSummary:
-        if request.trial_id != "pilot-00":
-            return pretend(request)
-        return dataclasses.replace(
-            lost(request), outcome=Outcome.USER_ERROR, error_type="KeyError", error_place="x:1"
-        )
-
-    plan = plan_of(load(tmp_path))
-    run_all(plan, fail_once)
-    assert plan.verdict is not None
-    assert plan.verdict.kind is VerdictKind.STABLE
-
-
-def test_too_many_lost_workers_end_the_study(tmp_path: Path) -> None:
-    with pytest.raises(InfrastructureError, match="6 of 6 attempts lost their worker"):
-        run_all(plan_of(load(tmp_path)), lost)
 
 
 def test_a_space_where_nothing_is_stable_is_a_finished_study(tmp_path: Path) -> None:
@@ -454,30 +286,6 @@ def test_planned_work_bounds_what_a_study_takes(tmp_path: Path) -> None:
     rows = run_all(plan_of(space))
     assert len(rows) <= trials
     assert sum(row.summary.num_steps for row in rows) <= steps
-
-
-def test_lost_workers_of_an_earlier_run_do_not_end_a_resumed_one(tmp_path: Path) -> None:
-    space = load(tmp_path)
-    rows: list[TrialRow] = []
-    plan = plan_of(space)
-    for _ in range(6):
-        request = plan.next_trial()
-        assert request is not None
-        rows.append(plan.finish(request, lost(request), started_at="", node=""))
-    resumed = plan_of(space, tuple(rows))
-    run_all(resumed)
-    assert resumed.verdict is not None
-
-
-def test_a_resumed_study_whose_task_still_fails_is_the_user_s_code_again(tmp_path: Path) -> None:
-    path = write_space(tmp_path)
-    path.write_text(path.read_text() + "task_args: {behaviour: raise}\n")
-    space = spaces.load(path)
-    plan = plan_of(space)
-    with pytest.raises(UserCodeError, match="first 5 trials"):
-        run_all(plan, train)
-    with pytest.raises(UserCodeError, match="first 6 trials"):
-        run_all(plan_of(space, tuple(plan.rows)), train)
 
 
 def test_another_pilot_trial_measures_the_blind_run_where_the_first_could_not(

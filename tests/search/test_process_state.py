@@ -22,10 +22,11 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from stability_search.records import TrialSummary
+from stability_search.records.trial import TrialSummary
 from stability_search.search import process_state as process_states
 from stability_search.search.process_state import CleanProcess
-from stability_search.settings import EngineSettings, TaskReference, TrialConfig, TrialConstants
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.trial import TaskReference, TrialConfig, TrialConstants
 from stability_search.trial import run_trial
 from stability_search.yardstick import probe_steps
 

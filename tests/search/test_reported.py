@@ -8,7 +8,8 @@ from statistics import fmean
 import pytest
 
 from stability_search import space as spaces
-from stability_search.records import Stage, TrialRow, TrialSummary, Verdict, VerdictKind
+from stability_search.records.trial import Stage, TrialRow, TrialSummary
+from stability_search.records.verdict import Verdict, VerdictKind
 from stability_search.search import status
 from stability_search.search.plan import StudyPlan
 from stability_search.search.reported import ReportedYardsticks

@@ -10,9 +10,10 @@ import pytest
 from stability_search import space as spaces
 from stability_search.errors import InfrastructureError, UsageError, UserCodeError
 from stability_search.events import Event, EventName
-from stability_search.records import Outcome, Stage, TrialRow, TrialSummary
+from stability_search.records.trial import Outcome, Stage, TrialRow, TrialSummary
 from stability_search.search import run_directory, study
 from stability_search.search.ledger import Ledger
+from stability_search.search.machine import Node
 from stability_search.search.request import TrialRequest
 from stability_search.table import build_tables, study_yardsticks
 from tests.search.inline_study import pretend, write_space
@@ -59,9 +60,12 @@ def driving(trainers: Iterator[Trainer]) -> Callable[..., None]:
 class Run:
     """A study in a folder of its own."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...] = ()
+    ) -> None:
         self.path, self.heard = folder / "out", list[Event]()
-        self._space, self._patch = spaces.load(write_space(folder), SMALL), monkeypatch
+        self._space = spaces.load(write_space(folder), (*SMALL, *overrides))
+        self._patch = monkeypatch
         monkeypatch.setattr(study, "Cluster", NoCluster)
         monkeypatch.setattr(study, "is_surely_cpu", lambda _: False)  # no early workers
         monkeypatch.setattr(
@@ -72,12 +76,12 @@ class Run:
             ),
         )
 
-    def go(self, *trainers: Trainer) -> int:
+    def go(self, *trainers: Trainer, overrides: tuple[str, ...] = ()) -> int:
         """Begin or resume, with so many trials at most; return the exit code."""
         self._patch.setattr(study, "drive", driving(iter(trainers)))
         rest: dict[str, Any] = {"address": None, "command": "x", "on_event": self.heard.append}
         ended = (
-            study.resume_study(self.path, (), **rest)
+            study.resume_study(self.path, overrides, **rest)
             if self.path.exists()
             else study.run_study(self._space, output=self.path, **rest)
         )
@@ -115,6 +119,27 @@ def test_a_task_that_failed_early_stops_a_resume_after_its_first_trial(run: Run)
     assert run.go(*[lambda r: failing(r, "KeyError", f"{run.path}/t.py:3")] * 9) == code
     assert len(run.rows()) == 6
     assert run.go(pretend) == InfrastructureError.exit_code  # the twin: it was the machine
+
+
+def test_a_study_goes_on_where_no_node_has_its_labels_once_it_asks_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [Node(node_id="a", resources={"CPU": 8.0}, labels={"pool": "spot"})]
+    monkeypatch.setattr(NoCluster, "nodes", lambda _: nodes)
+    run = Run(tmp_path, monkeypatch, ("search.resources.labels.pool=spot",))
+    assert run.go(pretend) == InfrastructureError.exit_code
+    before = run.rows()
+    nodes[:] = [Node(node_id="b", resources={"CPU": 8.0}, labels={"pool": "big"})]
+
+    rule = (
+        r"labels: a node must have pool: spot, but there is pool: big\. .*--set [a-z.]*labels={}"
+    )
+    with pytest.raises(UsageError, match=rule):
+        run.go(pretend)
+    assert run.rows() == before
+
+    run.go(pretend, overrides=("search.resources.labels={}",))
+    assert run.rows()[:-1] == before
 
 
 def test_the_last_news_of_a_study_is_what_its_tables_say(run: Run) -> None:

@@ -243,6 +243,26 @@ class TestModulesBesideATask:
         (run.path / "near_tiny.py").unlink()  # the twin: as it was without the copies
         assert pack(resumed.task, import_path=tmp_path).digest not in digests
 
+    def test_a_copy_that_is_kept_here_alone_is_still_not_sent(
+        self, tmp_path: Path, social: Space
+    ) -> None:
+        private = {"near_tiny.py", "own/words.txt"}
+        (social.folder / ".gitignore").write_text("/near_tiny.py\n*.txt\n/unused.py\n")
+        (social.folder / "own" / "token.key").touch()
+        run = begin(tmp_path / "run", social)
+        assert all((run.path / name).is_file() for name in (*private, "own/token.key"))
+        cargoes = [
+            pack(load(path, folder=social.folder).task, import_path=tmp_path)
+            for path in (social.path, run.space)
+        ]
+        assert [sorted(cargo.files) for cargo in cargoes] == [
+            ["own/__init__.py", "own/part.py", "tiny.py"]
+        ] * 2
+        assert cargoes[0].digest == cargoes[1].digest
+        assert cargoes[0].notes == cargoes[1].notes
+        (run.path / ".gitignore").unlink()  # the twin
+        assert private < {*pack(load(run.space).task, import_path=tmp_path).files}
+
     def test_the_copy_is_built_from_what_lies_beside_it(
         self, tmp_path: Path, social: Space, monkeypatch: pytest.MonkeyPatch
     ) -> None:

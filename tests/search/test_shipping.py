@@ -1,15 +1,18 @@
-"""Which files of a task travel to other machines, and that nothing else does."""
+"""The files of a task on their way to other machines."""
 
 import json
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from stability_search.errors import UsageError
+from stability_search.neighbours import files_in
 from stability_search.search import shipping
-from stability_search.search.shipping import Cargo, digest_of, folder_files, pack, travelled
-from stability_search.settings import TaskReference
+from stability_search.search.shipping import Cargo, digest_of, pack, travelled
+from stability_search.settings.trial import TaskReference
 
 
 def write(folder: Path, **files: str) -> None:
@@ -23,29 +26,6 @@ def write(folder: Path, **files: str) -> None:
 def packed(folder: Path, task: TaskReference | None = None) -> Cargo:
     file = TaskReference(file=str(folder / "task.py"), class_name="T")
     return pack(task or file, import_path=folder)
-
-
-def test_a_task_file_travels_with_what_it_imports_from_beside_it(tmp_path: Path) -> None:
-    write(
-        tmp_path,
-        task="import json, near\nfrom deep.inner import value\ndef f():\n    import late\n",
-        near="import far\nimport torch\n",
-        far="",
-        late="",
-        deep__inner="value = 1\n",
-        unused="raise SystemExit\n",
-        json_like="",
-    )
-    (tmp_path / "deep" / "__init__.py").touch()
-    (tmp_path / "deep" / "words.txt").write_text("data of the package\n")
-    (tmp_path / "deep" / ".secret").touch()
-    (tmp_path / "deep" / "__pycache__").mkdir()
-    (tmp_path / "deep" / "__pycache__" / "x.pyc").touch()
-    cargo = packed(tmp_path)
-    expected = ["deep/__init__.py", "deep/inner.py", "deep/words.txt"]
-    assert sorted(cargo.files) == [*expected, "far.py", "late.py", "near.py", "task.py"]
-    assert cargo.folder == str(tmp_path)
-    assert cargo.name == f"stability_search_task_{cargo.digest}"
 
 
 def test_the_digest_follows_names_and_content_and_nothing_else(tmp_path: Path) -> None:
@@ -67,27 +47,16 @@ def test_the_copy_is_whole_and_has_the_same_digest(
     cargo = packed(tmp_path)
     there = tmp_path / "there"
     root = cargo.write(there)
-    assert digest_of(folder_files(root)) == cargo.digest
+    assert digest_of(files_in(root)) == cargo.digest
     assert travelled(cargo.name) is None
     monkeypatch.setattr(sys, "path", [*sys.path, str(there)])
     assert travelled(cargo.name) == root
 
 
-def test_a_package_that_is_not_installed_travels_whole(tmp_path: Path) -> None:
-    write(tmp_path, mine__tasks="class T: ...\n", mine__models__net="")
-    (tmp_path / "mine" / "__init__.py").touch()
-    cargo = packed(tmp_path, TaskReference(module="mine.tasks", class_name="T"))
-    assert sorted(cargo.files) == ["mine/__init__.py", "mine/models/net.py", "mine/tasks.py"]
-    assert cargo.folder == str(tmp_path)
-    write(tmp_path, alone="class T: ...\n")
-    alone = packed(tmp_path, TaskReference(module="alone", class_name="T"))
-    assert list(alone.files) == ["alone.py"]
-
-
 def test_what_is_installed_or_built_in_does_not_travel(tmp_path: Path) -> None:
     installed = packed(tmp_path, TaskReference(module="optuna.trial", class_name="T"))
     assert (dict(installed.files), installed.module) == ({}, "optuna")
-    assert installed.digest == shipping.installed_digest("optuna")
+    assert installed.digest == shipping.installed_digest("optuna") != ""
     built_in = TaskReference(module="stability_search.tasks.teacher", class_name="Teacher")
     assert packed(tmp_path, built_in) == Cargo()
     missing = TaskReference(module="no_such_module_anywhere", class_name="T")
@@ -95,26 +64,28 @@ def test_what_is_installed_or_built_in_does_not_travel(tmp_path: Path) -> None:
     assert shipping.installed_digest("no_such_module_anywhere") == ""
 
 
-def test_more_than_the_limit_is_refused_with_the_largest_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shipping, "MAX_BYTES", 2**20)
+def test_what_git_ignores_does_not_travel_and_is_said(tmp_path: Path) -> None:
+    write(tmp_path, task="import near, deep.inner\n", near="", deep__inner="")
+    whole = packed(tmp_path)
+    (tmp_path / "deep" / "token.key").touch()
+    (tmp_path / ".gitignore").write_text("near.py\n")
+    cargo = packed(tmp_path)
+    assert sorted(cargo.files) == ["deep/inner.py", "task.py"]
+    imported, secret = cargo.notes
+    assert "near.py (git ignores it)" in imported
+    assert "deep/token.key" in secret
+    assert (whole.notes, whole.digest == cargo.digest) == ((), False)
+
+
+def test_more_than_the_limit_is_refused(tmp_path: Path) -> None:
     write(tmp_path, task="import deep\n", deep__inner="")
-    (tmp_path / "deep" / "weights.bin").write_bytes(b"x" * (2**20 + 1))
-    rule = (
-        r"at most 1 MiB of a task's files travel to the nodes, but its 3 files have 1\.0 MiB; "
-        r"the largest: .*weights\.bin \(1\.0 MiB\).*Move data out"
-    )
-    with pytest.raises(UsageError, match=rule):
-        packed(tmp_path).refuse_large()
-    (tmp_path / "deep" / "weights.bin").write_bytes(b"x")
-    packed(tmp_path).refuse_large()
+    large = tmp_path / "deep" / "weights.bin"
+    large.touch()
     assert str(packed(tmp_path)) == "3 files (0.0 KiB)"
-
-
-def test_a_file_that_is_no_python_travels_alone(tmp_path: Path) -> None:
-    write(tmp_path, task="import near(\n", near="")
-    assert list(packed(tmp_path).files) == ["task.py"]
+    packed(tmp_path).refuse_unsendable()
+    os.truncate(large, 2**40)  # a hole
+    with pytest.raises(UsageError, match=r"at most 50 MiB .*weights\.bin .*Move data out"):
+        packed(tmp_path).refuse_unsendable()
 
 
 def test_a_worker_reads_the_task_where_it_is_and_reports_where_it_was(
@@ -140,3 +111,26 @@ def test_a_worker_reads_the_task_where_it_is_and_reports_where_it_was(
     assert here["preflight"] == order["preflight"]
     text = json.dumps({"error_place": f"{root}/task.py:3"})
     assert json.loads(unloaded.there(text)) == {"error_place": f"{origin}/task.py:3"}
+
+
+def test_a_study_says_what_goes_to_every_node_and_what_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stability_search.search import study
+
+    class Inspector:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def check_all(self, *_: object) -> str:
+            return "alike"
+
+    monkeypatch.setattr(study, "Inspector", Inspector)
+    write(tmp_path, task="import near\n", near="")
+    (tmp_path / ".gitignore").write_text("near.py\n")
+    said: list[str] = []
+    fake = SimpleNamespace(device="cpu", nodes=None, check=None)
+    inspect = study._inspect  # noqa: SLF001 - the rest of it needs a cluster
+    inspect(fake, packed(tmp_path), fake, said.append, fake)  # type: ignore[arg-type]
+    assert [text.partition(" (")[0] for text in said] == [
+        "1 file", "imported, but not sent: near.py", "alike",
+    ]  # fmt: skip

@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from stability_search.search.study import earlier_start, stamp
+from stability_search.events import stamp
+from stability_search.search.study_source import earlier_start
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -14,13 +14,14 @@ import pytest
 
 from stability_search import space as spaces
 from stability_search.errors import UsageError
-from stability_search.records import Outcome, Stage, TrialRow, VerdictKind
+from stability_search.records.trial import Outcome, Stage, TrialRow
+from stability_search.records.verdict import VerdictKind
 from stability_search.search import run_directory, status
 from stability_search.search.closing import keep_verdict
 from stability_search.search.ledger import Ledger
 from stability_search.search.plan import StudyPlan
+from stability_search.search.reopening import parameters_of
 from stability_search.search.status import RunState, RunStatus, read_status
-from stability_search.search.study import parameters_of
 from tests.search.inline_study import run_all, write_space
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

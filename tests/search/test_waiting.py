@@ -1,5 +1,7 @@
 """When waiting for busy resources is told, and in which words."""
 
+from dataclasses import replace
+
 from stability_search.search.machine import Machine, Node
 from stability_search.search.waiting import EVERY_S, PARTLY_S, PATIENCE_S, Waiting
 
@@ -69,3 +71,16 @@ def test_what_is_free_on_two_nodes_is_not_free_on_one() -> None:
     waiting.note(num_placed=0, num_unplaced=1)
     text = waiting.message(NODES, scattered)
     assert text == "waiting for 1 CPU and 1 GPU on one node, 0 s"
+
+
+def test_where_no_node_will_do_that_is_said_and_what_may_be_given_up() -> None:
+    waiting = Waiting(replace(MACHINE, labels={"pool": ("spot", "big")}), Clock())
+    waiting.note(num_placed=0, num_unplaced=1)
+    assert waiting.message(NODES, {}) == (
+        "waiting for a node with 1 CPU, 1 GPU, pool: spot or big: there is none, 0 s; "
+        "or stop, and `resume` with other search.resources.labels"
+    )
+    waiting = Waiting(replace(MACHINE, custom={"disk": 2.0}), Clock())
+    assert waiting.message(NODES, {}).endswith("resume` with other search.resources.custom")
+    text = Waiting(MACHINE, Clock()).message(NODES[2:], {})
+    assert text == "waiting for a node with 1 CPU, 1 GPU: there is none, 0 s"

@@ -16,13 +16,14 @@ import pytest
 
 from stability_search import read_run
 from stability_search.interruption import Signals
-from stability_search.records import Outcome, Stage, TrialSummary
+from stability_search.records.trial import Outcome, Stage, TrialSummary
 from stability_search.search.desk import Desk
 from stability_search.search.early import EarlyWorkers
 from stability_search.search.request import TrialRequest
 from stability_search.search.source import Place
 from stability_search.search.worker import WorkerSettings
-from stability_search.settings import EngineSettings, TaskReference, TrialConfig, TrialConstants
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.trial import TaskReference, TrialConfig, TrialConstants
 from tests.search.inline_study import TINY, write_space
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]

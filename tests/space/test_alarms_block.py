@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from stability_search.settings import ALARM_SHARES, AlarmSettings, OnAlarm, TrialConfig
+from stability_search.settings.alarms import ALARM_SHARES, AlarmSettings, OnAlarm
+from stability_search.settings.trial import TrialConfig
 from stability_search.space import Space, SpaceError, json_schema
 
 Load = Callable[..., Space]

@@ -5,27 +5,24 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from stability_search.records import Json
-from stability_search.settings import SETTING_NAMES, AlarmSettings, OnAlarm
+from stability_search.records.values import Json
+from stability_search.settings.alarms import AlarmSettings, OnAlarm
+from stability_search.settings.trial import SETTING_NAMES
 from stability_search.space import (
     RESERVED_COLUMNS,
     Parameter,
-    Space,
     SpaceError,
     best_yaml,
     describe,
     find,
     json_schema,
     load,
-    resume_difference,
 )
-
-Load = Callable[..., Space]
+from tests.space.refusing import Load
 
 TODAY = {
     "learning_rate": 1e-3,
@@ -268,7 +265,7 @@ def test_the_best_file_is_the_same_configuration(
     space = load_text(valid)
     settings = space.at_learning_rate(space.settings({**TODAY, "precision": precision}), 1.25e-05)
     text = best_yaml(space, settings, "stable over 400 steps\nscore 71 \x1b[31m")
-    assert text.startswith("# stable over 400 steps\n# score 71 ?[31m\nname: x\n")
+    assert text.startswith("# stable over 400 steps\n# score 71 \\x1b[31m\nname: x\n")
     (folder / "best.yaml").write_text(text)
     best = load("best.yaml")
     assert not best.has_space
@@ -290,99 +287,6 @@ def test_the_choice_finds_the_files_of_its_task_from_anywhere(tmp_path: Path) ->
 
     again = load(tmp_path / "best.yaml")
     assert again.task_args == {"data_dir": str(home / "clips"), "variant": "stable"}
-
-
-def test_overrides_keep_comments_and_read_back(load_text: Load, valid: str, folder: Path) -> None:
-    space = load_text(
-        valid,
-        "trial.steps=60",
-        "confirm={steps: 60}",
-        "search.resources.cpu=2",
-        "space.clip_norm.choice=[null, 1, 2.50]",
-        "start_with.0.learning_rate=2e-3",
-        "task_args.mode=a, b",
-        "seed=3",
-    )
-    assert "  steps: 60    # short\n" in space.text
-    assert "{choice: [null, 1, 2.50]}  # null is off\n" in space.text
-    assert space.text.startswith("# A space for tests.\nname: x\n")
-    assert (space.study.trial_steps, space.study.confirm.steps, space.study.seed) == (60, 60, 3)
-    assert space.study.search.resources.cpu == 2.0
-    assert space.task_args == {"hidden": 32, "mode": "a, b"}
-    (folder / "space.yaml").write_text(space.text)
-    again = load("space.yaml")
-    assert again.study == space.study
-    assert again.text == space.text
-    assert resume_difference(space, again) == ()
-
-
-@pytest.mark.parametrize(
-    ("text", "option"),
-    [
-        ("task: ./toy.py:Toy\nfixed:\n  learning_rate: 1\nsearch:\n", "search={trials: 2}"),
-        ("task: ./toy.py:Toy\nfixed: {learning_rate: 1,}\n", "fixed.eps=1"),
-        ("{task: ./toy.py:Toy, fixed: {learning_rate: 1}}", "search.trials=2"),
-        ("task: ./toy.py:Toy\nfixed: {learning_rate: 1}\nstart_with:\n- {}\n", "start_with=[]"),
-        ("---\ntask: ./toy.py:Toy\nfixed: {learning_rate: 1}\n...\n", "search.trials=2"),
-        ("? task\n: ./toy.py:Toy\n? fixed\n: {learning_rate: 1}\n", "fixed.learning_rate=2"),
-        ("  task: ./toy.py:Toy\n  fixed: {learning_rate: 1}", "search.trials=2"),
-        ("task: |-\n  ./toy.py:Toy\nfixed: {learning_rate: 1}\n", "task=./toy.py:Toy"),
-    ],
-)
-def test_the_text_reads_back_whatever_its_style(
-    load_text: Load, folder: Path, text: str, option: str
-) -> None:
-    space = load_text(text, option)
-    (folder / "space.yaml").write_text(space.text)
-    assert resume_difference(space, load("space.yaml")) == ()
-
-
-def test_only_budgets_top_and_seeds_may_rise_on_resume(load_text: Load, valid: str) -> None:
-    space = load_text(valid, "search.step_budget=100")
-    raised = load_text(
-        valid, "search.trials=24", "search.step_budget=null", "confirm.top=4", "confirm.seeds=8"
-    )
-    assert resume_difference(space, raised) == ()
-    assert resume_difference(raised, space) == (
-        "search.trials: may only rise, but got 12 after 24.",
-        "search.step_budget: may only rise, but got 100 after None.",
-        "confirm.top: may only rise, but got 3 after 4.",
-        "confirm.seeds: may only rise, but got 5 after 8.",
-    )
-    other = load_text(
-        valid,
-        "search.step_budget=100",
-        "trial.steps=60",
-        "prune.bad_rate=0.5",
-        "report.targets.loss=1",
-        "fixed.batch_size=4",
-        "space.dropout.uniform.high=0.4",
-    )
-    assert [one.partition(":")[0] for one in resume_difference(space, other)] == [
-        "trial.steps",
-        "prune.bad_rate",
-        "fixed.batch_size",
-        "space.dropout.high",
-        "report.targets.loss",
-    ]
-
-
-def test_a_run_keeps_the_folder_it_came_from(load_text: Load, valid: str, folder: Path) -> None:
-    load_text(valid)
-    space = load("x.yaml", folder=folder.parent)
-    assert space.folder == folder.parent
-    assert space.task.folder == str(folder.parent)
-    assert space.task.file == str(folder / "toy.py")
-
-
-def test_line_ends_and_a_byte_order_mark_change_nothing(load_text: Load, valid: str) -> None:
-    plain = load_text(valid)
-    for data in (
-        valid.replace("\n", "\r\n").encode(),
-        valid.replace("\n", "\r").encode(),
-        valid.encode("utf-8-sig"),
-    ):
-        assert load_text(data) == plain
 
 
 def test_find_looks_at_the_path_then_the_folder_then_the_shipped_files(folder: Path) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import stability_search.tasks
-from stability_search.records import TrialRow, TrialSummary
-from stability_search.settings import SETTING_NAMES
+from stability_search.records.trial import TrialRow, TrialSummary
+from stability_search.settings.trial import SETTING_NAMES
 from stability_search.tasks.base import (
     HasAblations,
     HasBaseline,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stability_search.errors import UsageError
-from stability_search.settings import TaskReference
+from stability_search.settings.trial import TaskReference
 from stability_search.tasks import loading
 from stability_search.tasks.loading import forget_tasks, load_task
 from stability_search.tasks.teacher import Teacher

@@ -17,10 +17,10 @@ from torch import nn
 
 import stability_search.tasks
 from stability_search.engine import GuardedEngine
-from stability_search.records import Outcome, TrialRow, TrialSummary
-from stability_search.settings import (
+from stability_search.records.trial import Outcome, TrialRow, TrialSummary
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.trial import (
     SETTING_NAMES,
-    EngineSettings,
     KillRule,
     TaskReference,
     TrialConfig,

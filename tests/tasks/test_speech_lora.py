@@ -18,8 +18,8 @@ from torch.nn import functional as F  # noqa: N812
 
 import stability_search.tasks
 from stability_search.engine.checkpointing import require_blocks
-from stability_search.records import TrialRow, TrialSummary
-from stability_search.settings import SETTING_NAMES
+from stability_search.records.trial import TrialRow, TrialSummary
+from stability_search.settings.trial import SETTING_NAMES
 from stability_search.tasks.base import (
     HasAblations,
     HasBaseline,

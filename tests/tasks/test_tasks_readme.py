@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import stability_search.tasks
-from stability_search.settings import TaskReference
+from stability_search.settings.trial import TaskReference
 from stability_search.tasks import base
 from stability_search.tasks.loading import forget_tasks, load_task
 from stability_search.tasks.teacher import Teacher

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from stability_search.records import TrialRow, TrialSummary
-from stability_search.settings import SETTING_NAMES
+from stability_search.records.trial import TrialRow, TrialSummary
+from stability_search.settings.trial import SETTING_NAMES
 from stability_search.tasks.base import (
     HasAblations,
     HasBaseline,

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from stability_search.engine import GuardedEngine
 from stability_search.errors import UsageError
-from stability_search.records import Outcome, StepRecord
-from stability_search.settings import EngineSettings
+from stability_search.records.step import StepRecord
+from stability_search.records.trial import Outcome
+from stability_search.settings.engine import EngineSettings
 from stability_search.tasks.teacher import Teacher
 from stability_search.testing import (
     BrokenLoss,

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from stability_search.records import Outcome, StepRecord, TrialSummary
-from stability_search.settings import EngineSettings, TaskReference, TrialConfig, TrialConstants
+from stability_search.records.step import StepRecord
+from stability_search.records.trial import Outcome, TrialSummary
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.trial import TaskReference, TrialConfig, TrialConstants
 from stability_search.testing import (
     Fault,
     NanBatch,

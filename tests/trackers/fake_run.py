@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stability_search.events import Event, EventName
-from stability_search.records import Json, Outcome, Stage, TrialRow
+from stability_search.records.trial import Outcome, Stage, TrialRow
+from stability_search.records.values import Json
 from stability_search.search.run_directory import RunDirectory
 from stability_search.step_files import encode_steps, write_steps
 from tests.report.study_steps import steps_of

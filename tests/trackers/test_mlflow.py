@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stability_search.events import Event, EventName
-from stability_search.records import Outcome, Stage
+from stability_search.records.trial import Outcome, Stage
 from stability_search.search.remains import MARK, kill_marked, new_mark
 from stability_search.trackers import listening, tracking
 from tests.report.study_steps import steps_of
@@ -65,19 +65,22 @@ def test_a_study_is_logged_gone_on_with_and_survives_its_server(
     tmp_path: Path, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One story, since a server takes seconds to start."""
-    for name in ("DRAIN_S", "INTERRUPTED_DRAIN_S"):  # a busy machine is no failure
+    for name in ("DRAIN_S", "INTERRUPTED_DRAIN_S", "_LEAVE_S"):  # a busy machine is no failure
         monkeypatch.setattr(listening, name, 250.0)
     run, heard = write_run(tmp_path / "run"), list[Event]()
-    with tracking(["mlflow"], heard.append) as hear:  # interrupted after four trials
-        hear(started(run))
-        for row in rows()[:4]:
-            write_trial(run, row)
-            hear(trial_event(row))
-        end = finished(run)
-        hear(Event(name=end.name, time=end.time, fields={**end.fields, "verdict": "incomplete"}))
-    assert warnings_in(heard) == []
-    parent, nested = runs_on(server)
-    assert parent.info.status == "KILLED"
+    end = finished(run)
+    for exit_code, some in ((143, rows()[:2]), (130, rows()[2:4])):  # told to end, and resumed
+        with tracking(["mlflow"], heard.append) as hear:
+            hear(started(run))
+            for row in some:
+                write_trial(run, row)
+                hear(trial_event(row))
+            how = {"verdict": "incomplete", "exit_code": exit_code}
+            hear(Event(name=end.name, time=end.time, fields={**end.fields, **how}))
+        assert warnings_in(heard) == []
+        parent, nested = runs_on(server)
+        assert parent.info.status == "KILLED"
+        assert ("stability_search.verdict" in parent.data.tags) == (exit_code == 130)
     assert set(nested) == set(NAMES[:4])
 
     with tracking(["mlflow"], heard.append) as hear:  # resumed
@@ -98,7 +101,7 @@ def test_a_study_is_logged_gone_on_with_and_survives_its_server(
     assert said.startswith("mlflow: MlflowException: ")
     assert [one.name for one in heard if one.name == EventName.STUDY_FINISHED] == [
         EventName.STUDY_FINISHED
-    ] * 3
+    ] * 4
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -33,6 +33,9 @@ class Scripted:
     def finish(self, end: StudyEnd) -> None:
         self._note(f"finish {end.verdict} {end.choice}")
 
+    def stop(self) -> None:
+        self._note("stop")
+
     def close(self) -> None:
         self._note("close")
 
@@ -71,6 +74,20 @@ def test_a_tracker_is_told_of_the_study_its_trials_and_its_end_and_is_closed(
         "finish stable c0ffee",
         "close",
     ]
+
+
+def test_a_tracker_is_told_where_the_study_went_away_without_an_end(
+    jobs: list[dict[str, Any]],
+) -> None:
+    tracker = Scripted()
+
+    assert answers(tracker, jobs[:2]) == [{"logged": []}, {}]
+    assert tracker.told[-2:] == ["stop", "close"]
+
+    tracker = Scripted(fails_at="stop")
+    assert answers(tracker, jobs[:1])[-1] == {"error": "ConnectionError: the server is gone"}
+    assert tracker.told[-2:] == ["stop", "close"]
+    assert answers(Scripted(), []) == []  # it was stopped before it began
 
 
 def test_the_first_error_is_told_in_one_line_and_ends_it(jobs: list[dict[str, Any]]) -> None:

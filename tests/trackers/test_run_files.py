@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from stability_search.errors import StoppedEarlyError
-from stability_search.records import Outcome, StepLabel, StepRecord, TrialRow
+from stability_search.inert import is_in_sight
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome, TrialRow
 from stability_search.report.document import json_schema
 from stability_search.search.run_directory import RunDirectory
 from stability_search.step_files import DamagedStepFileError
 from stability_search.trackers import run_files
 from stability_search.trackers.base import TrialLog
 from stability_search.trackers.run_files import RunFiles, curve, newest_attempt, study_id
+from tests.hostile_strings import HOSTILE_STRINGS
 from tests.trackers.fake_run import BEST, file_name, rows, write_end, write_run, write_trial
 
 
@@ -120,8 +123,19 @@ def test_a_text_is_one_line_without_control_characters(tmp_path: Path) -> None:
 
     reason = logged(tmp_path, hostile).texts["reason"]
 
-    assert reason.startswith("a [31mb c d e")
+    assert reason.startswith(r"a \x1b[31mb\u202ec\u061cd\xad\ufff9e")
     assert len(reason) == 500
+
+
+def test_no_name_or_value_of_a_setting_keeps_what_cannot_be_seen(tmp_path: Path) -> None:
+    texts = [text for text in HOSTILE_STRINGS if text.encode(errors="replace").decode() == text]
+    row = row_of(Outcome.COMPLETED)
+    row = dataclasses.replace(row, settings={**row.settings, **{one: one for one in texts}})
+
+    found = logged(tmp_path, row).settings
+
+    assert len(found) > len(texts) / 2
+    assert all(map(is_in_sight, (*found, *map(str, found.values()))))
 
 
 def test_a_search_trial_beyond_the_thousandth_has_numbers_but_no_curve(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.record_writer import masked_crc32c
 
-from stability_search.records import Outcome, Stage, TrialRow
+from stability_search.records.trial import Outcome, Stage, TrialRow
 from stability_search.report.wording import number
 from stability_search.trackers.run_files import RunFiles
 from stability_search.trackers.tensorboard import TensorBoardTracker

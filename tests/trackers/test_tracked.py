@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from stability_search.cli import main
-from stability_search.cli.tracked import Listener, tracked
-from stability_search.events import Event
+from stability_search.cli.tracked import tracked
+from stability_search.events import Event, Listener
 from stability_search.trackers import names
 from tests.trackers.fake_run import write_run
 

@@ -41,9 +41,15 @@ for number, line in enumerate(sys.stdin):
     log.write(line)
     log.flush()
     print(json.dumps({"logged": json.loads(sys.argv[4])} if number == 0 else {}), flush=True)
+open(sys.argv[1] + "-ended", "w").close()
 """
 # A pipe, at whose other end the test waits.
 HANG = 'open(sys.argv[1] + "-hangs", "w").close(); time.sleep(600)'
+WAIT = """
+if number == 1:
+    open(sys.argv[1] + "-hangs", "w").close()
+    open(sys.argv[1] + "-goes-on").close()
+"""
 DIE = "sys.exit(7)"
 FAIL = """
 print(json.dumps({"error": "ConnectionError: the server is gone"}), flush=True)
@@ -289,9 +295,40 @@ def test_after_sigterm_nothing_is_waited_for(
         wait_until_it_hangs(tmp_path)
         hear(event(EventName.STUDY_FINISHED, verdict="incomplete", exit_code=143, report=None))
 
-    assert sum(waits) == 0.0
+    assert waits[:-1] == [0.0] * len(waits[:-1])
+    assert 0.0 < waits[-1] <= 0.5
     (said,) = warnings_in(heard)
     assert said.startswith("mlflow: 1 entry was not logged in time.")
+
+
+def test_after_sigterm_a_tool_may_end_what_it_holds_open_and_logs_nothing_more(
+    tmp_path: Path, script: StartProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "_STOP_S", LONG_S)
+    script(answers=1, after=WAIT)
+    run = write_run(tmp_path / "run")
+    heard: list[Event] = []
+    os.mkfifo(tmp_path / "told-goes-on")
+    stop = Feed.stop
+
+    def stop_and_let_go(feed: Feed) -> None:
+        stop(feed)
+        (tmp_path / "told-goes-on").write_text("")
+
+    monkeypatch.setattr(Feed, "stop", stop_and_let_go)
+
+    with tracking(["mlflow"], heard.append) as hear:
+        hear(started(run))
+        for row in rows()[:4]:
+            write_trial(run, row)
+            hear(trial_event(row))
+        wait_until_it_hangs(tmp_path)
+        hear(event(EventName.STUDY_FINISHED, verdict="incomplete", exit_code=143, report=None))
+
+    assert (tmp_path / "told-ended").exists()
+    assert told_trials(tmp_path) == [file_name(rows()[0])]
+    (said,) = warnings_in(heard)
+    assert said.startswith("mlflow: 3 entries were not logged in time.")
 
 
 @pytest.mark.parametrize(
@@ -321,7 +358,7 @@ def test_a_study_that_was_stopped_waits_less_than_one_that_ended(  # noqa: PLR09
         )
         wait_until_it_hangs(tmp_path)
 
-    assert waits == [1.0, seconds]  # a moment before it is said, then all of it
+    assert waits == [1.0, seconds, 0.5]  # a moment before it is said, all of it, and to stop
 
 
 def test_what_was_logged_before_is_not_logged_again(tmp_path: Path, script: StartProcess) -> None:

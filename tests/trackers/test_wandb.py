@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from stability_search.events import Event, EventName
-from stability_search.records import Outcome
+from stability_search.records.trial import Outcome
 from stability_search.search.remains import MARK, kill_marked, new_mark
 from stability_search.trackers import listening, tracking
 from tests.report.study_steps import steps_of

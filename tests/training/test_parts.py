@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from stability_search.alarms import EpochSummary
+from stability_search.alarms.epochs import EpochSummary
 from stability_search.errors import StoppedEarlyError, UsageError
-from stability_search.records import Outcome, StepLabel, StepRecord
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome
 from stability_search.training import checkpoint
 from stability_search.training.first_steps import first_steps_line
 from stability_search.training.history import EpochPoint, History

@@ -8,7 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from stability_search.errors import StoppedEarlyError
-from stability_search.records import StepLabel, StepRecord
+from stability_search.records.step import StepLabel, StepRecord
 from stability_search.training.history import EpochPoint, History
 from stability_search.training.scalars import ScalarWriter
 from stability_search.training.state import Phase

@@ -6,8 +6,9 @@ import random
 import pytest
 
 from stability_search.pruning import KillTest
-from stability_search.records import Outcome, StepLabel, StepRecord
-from stability_search.settings import KillRule
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.trial import Outcome
+from stability_search.settings.trial import KillRule
 from stability_search.training.stops import Stops, false_kill_of
 
 RULE = KillRule()

@@ -9,7 +9,8 @@ import torch
 
 import stability_search.training
 from stability_search.cli import main
-from stability_search.settings import ENGINE_SETTING_NAMES, TRIAL_SETTING_NAMES
+from stability_search.settings.engine import ENGINE_SETTING_NAMES
+from stability_search.settings.trial import TRIAL_SETTING_NAMES
 from stability_search.tasks.loading import forget_tasks
 from stability_search.training import changes
 from stability_search.training.layout import TrainDirectory

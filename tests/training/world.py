@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stability_search.records import StepRecord
+from stability_search.records.step import StepRecord
 from stability_search.space import Space, load
 from stability_search.training import checkpoint
 from stability_search.training.command import begin, go_on

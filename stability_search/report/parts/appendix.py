@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from stability_search.inert import plain
 from stability_search.report.context import Row, View
 from stability_search.report.figures import DataTable
-from stability_search.report.wording import number, plain
+from stability_search.report.wording import number
 
 MAX_LISTED = 1000
 """Trials in the table of the page; the others stand in the files of the run."""

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stability_search.records import Outcome
+from stability_search.inert import plain
+from stability_search.records.trial import Outcome
 from stability_search.report.context import View
 from stability_search.report.effects import (
     MIN_CONFIGURATIONS,
@@ -28,7 +29,7 @@ from stability_search.report.figures import (
     line_shape,
     plot_text,
 )
-from stability_search.report.wording import OUTCOME_WORDS, count, number, plain
+from stability_search.report.wording import OUTCOME_WORDS, count, number
 
 _MAX_EFFECTS = 8
 _MAX_PAIRS = 2

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from stability_search.records import Outcome
+from stability_search.inert import plain
+from stability_search.records.trial import Outcome
 from stability_search.report.context import Row, View
 from stability_search.report.control import OWN_LIMIT, control_text
 from stability_search.report.figures import (
@@ -19,7 +20,7 @@ from stability_search.report.figures import (
     plot_text,
     scatter,
 )
-from stability_search.report.wording import OUTCOME_WORDS, count, number, part, plain
+from stability_search.report.wording import OUTCOME_WORDS, count, number, part
 from stability_search.table import STABLE_Q
 
 _HOUR = 3600.0

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 
-from stability_search.records import Outcome
+from stability_search.records.trial import Outcome
 from stability_search.report.context import Row, View
 from stability_search.report.curve_data import (
     binary_axis,

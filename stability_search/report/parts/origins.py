@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from stability_search.inert import plain
 from stability_search.report.context import Row, View
 from stability_search.report.figures import (
     DataTable,
@@ -18,7 +19,7 @@ from stability_search.report.figures import (
     plot_text,
     scatter,
 )
-from stability_search.report.wording import count, half_by, number, plain
+from stability_search.report.wording import count, half_by, number
 
 _MAX_MODULES = 12
 _BINS_PER_DOUBLING = 2  # of the step, for the marks

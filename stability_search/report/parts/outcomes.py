@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from stability_search.records import Outcome
+from stability_search.records.trial import Outcome
 from stability_search.report.context import Row, View
 from stability_search.report.control import control_text
 from stability_search.report.figures import (

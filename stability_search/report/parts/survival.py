@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from math import log10
 from statistics import median_high
 
-from stability_search.records import Outcome
+from stability_search.inert import plain
+from stability_search.records.trial import Outcome
 from stability_search.report.context import Row, View
 from stability_search.report.estimates import Share, Survival, kaplan_meier
 from stability_search.report.figures import (
@@ -18,7 +19,7 @@ from stability_search.report.figures import (
     plot_text,
 )
 from stability_search.report.grouping import applying, groups_of
-from stability_search.report.wording import count, half_by, plain
+from stability_search.report.wording import count, half_by
 
 _MAX_PANELS = 3
 _MIN_GROUP = 5  # trials a line needs

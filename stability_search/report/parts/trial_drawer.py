@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stability_search.records import StepLabel, StepRecord
+from stability_search.inert import plain
+from stability_search.records.step import StepLabel, StepRecord
 from stability_search.report.context import Row, View
 from stability_search.report.curve_data import Column, binary_axis, columns_of, log_axis
 from stability_search.report.curves import Curve
 from stability_search.report.figures import Mark, Spec, layout, line_shape, mark_of
 from stability_search.report.parts import appendix
-from stability_search.report.wording import count, number, plain
+from stability_search.report.wording import count, number
 
 _SHOWN_LABELS = (StepLabel.BAD, StepLabel.DATA)
 _WHY = {
@@ -30,7 +31,7 @@ _REPEAT = """\
 python - <<'END'
 from pathlib import Path
 from stability_search.search.run_directory import facts_of_environment, open_run, space_of
-from stability_search.settings import TrialConstants
+from stability_search.settings.trial import TrialConstants
 from stability_search.step_files import read_row
 from stability_search.trial import run_trial
 

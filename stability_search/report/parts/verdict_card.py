@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from stability_search.records import VerdictKind
+from stability_search.inert import plain
+from stability_search.records.verdict import VerdictKind
 from stability_search.report import snippets
 from stability_search.report.advice import warnings, what_broke, what_to_widen
 from stability_search.report.context import Row, Rung, RungState, View
@@ -19,7 +20,6 @@ from stability_search.report.wording import (
     next_step,
     number,
     outcomes_text,
-    plain,
     score_text,
     seeds_text,
     setting_value,

@@ -11,11 +11,13 @@ from statistics import fmean
 
 import stability_search
 from stability_search import space as spaces
-from stability_search.records import Json, Outcome, TrialRow, TrialSummary, VerdictKind
+from stability_search.records.trial import Outcome, TrialRow, TrialSummary
+from stability_search.records.values import Json
+from stability_search.records.verdict import VerdictKind
 from stability_search.search.closing import Study, render_run
 from stability_search.search.ledger import Ledger
 from stability_search.seeding import derive_seed
-from stability_search.settings import TrialConstants
+from stability_search.settings.trial import TrialConstants
 from stability_search.space import Space
 from stability_search.yardstick import probe_steps, yardstick
 from tests.benchmarks.race.judging import last_level

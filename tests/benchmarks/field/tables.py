@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from stability_search.records import Json
+from stability_search.records.values import Json
 from tests.benchmarks.field.measuring import Measured, Row
 
 _COUNT = re.compile(r" in \d+ of \d+ steps")

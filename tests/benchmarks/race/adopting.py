@@ -8,8 +8,8 @@ of them end to the bit as they did does the store pass on to the new code.
 from collections.abc import Iterator
 from typing import Any
 
-from stability_search.records import TrialSummary
-from stability_search.settings import TrialConfig, TrialConstants
+from stability_search.records.trial import TrialSummary
+from stability_search.settings.trial import TrialConfig, TrialConstants
 from tests.benchmarks.race.store import Store, Training, fingerprint, read_json
 
 # What may differ: time and memory. What a summary has gained since is not compared, either.

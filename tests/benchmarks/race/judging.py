@@ -12,10 +12,11 @@ from statistics import fmean
 
 from scipy.stats import beta
 
-from stability_search.records import Json, Outcome, Stage, TrialRow, TrialSummary
-from stability_search.scoring import probe_levels
+from stability_search.records.trial import Outcome, Stage, TrialRow, TrialSummary
+from stability_search.records.values import Json
+from stability_search.scoring.run import probe_levels
 from stability_search.seeding import derive_seed
-from stability_search.settings import TrialConstants
+from stability_search.settings.trial import TrialConstants
 from stability_search.space import Space
 from stability_search.yardstick import probe_steps, readings, yardstick
 from tests.benchmarks.race.store import Store, Training

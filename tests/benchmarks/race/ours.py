@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from stability_search.records import Json, Stage, TrialRow
+from stability_search.records.trial import Stage, TrialRow
+from stability_search.records.values import Json
 from stability_search.search.plan import StudyPlan
 from stability_search.space import Space
 from stability_search.standing import LADDER_SEEDS

@@ -16,10 +16,10 @@ from typing import Any
 
 import optuna
 
-from stability_search.records import Json, Scalar
+from stability_search.records.values import Json, Scalar
 from stability_search.search.points import active_values
 from stability_search.seeding import derive_seed
-from stability_search.settings import KillRule, TrialConfig, TrialConstants
+from stability_search.settings.trial import KillRule, TrialConfig, TrialConstants
 from stability_search.space import Parameter, Space
 from stability_search.yardstick import probe_steps
 from tests.benchmarks.race.ours import Finished

@@ -20,9 +20,9 @@ from statistics import fmean
 from typing import Any
 
 from stability_search.engine import GuardedEngine
-from stability_search.engine.step import LossFn
-from stability_search.records import Outcome, TrialSummary
-from stability_search.settings import TrialConfig, TrialConstants
+from stability_search.engine.losses import LossFn
+from stability_search.records.trial import Outcome, TrialSummary
+from stability_search.settings.trial import TrialConfig, TrialConstants
 from stability_search.trial import NoFaults, run_trial
 
 _ROOT = Path(__file__).resolve().parents[3]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stability_search.records import Json
+from stability_search.records.values import Json
 from tests.benchmarks.race.judging import Evaluated, GridPoint, survival_interval
 from tests.benchmarks.race.ours import Finished
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stability_search.settings import EngineSettings, TaskReference, TrialConfig, TrialConstants
+from stability_search.settings.engine import EngineSettings
+from stability_search.settings.trial import TaskReference, TrialConfig, TrialConstants
 from stability_search.yardstick import probe_steps
 from tests.benchmarks.race import rivals
 from tests.benchmarks.race.adopting import adopt

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stability_search.records import Json
+from stability_search.records.values import Json
 from stability_search.space import Space, load
 
 EVALUATION_FACTOR = 5  # a choice is trained for so many confirm horizons

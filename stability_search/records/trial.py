@@ -1,42 +1,12 @@
-"""What happened: the values that cross from a training step to the ledger and the report.
-
-Every class is a frozen dataclass of finite numbers, short strings and `None`; `None` stands for
-a number that was not finite or was not measured, never for a default. All round-trip through
-JSON by `to_json` and `from_json`.
-"""
+"""How a trial ended, and its row in the ledger."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
-Scalar: TypeAlias = str | int | float | bool | None
-Json: TypeAlias = "Scalar | list[Json] | dict[str, Json]"
-
-PROOF_STEPS = 20  # `ok` steps since the last rise after which a loss scale counts as known to work
-
-
-def finite_or_none(value: float | None) -> float | None:
-    """Return the number, or None where it is missing, NaN or infinite."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-class StepLabel(StrEnum):
-    """What one attempt at an optimizer step was."""
-
-    OK = "ok"
-    CALIBRATION = "calibration"  # a benign loss-scale search
-    BAD = "bad"
-    DATA = "data"  # the batch's fault
-
-    @property
-    def is_judged(self) -> bool:
-        """True for the labels that the kill rule and the score hear of."""
-        return self in {StepLabel.OK, StepLabel.BAD}
+from stability_search.records.values import Json, Record
 
 
 class Stage(StrEnum):
@@ -81,105 +51,8 @@ _UNSTABLE = frozenset(
 )
 
 
-class _Record:
-    """JSON round trip shared by the records below."""
-
-    __slots__ = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as a dict that `json.dumps(..., allow_nan=False)` accepts."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Build the record again from what `to_json` returned.
-
-        A later version may have written more; what is not known here is left out.
-
-        Raises:
-            TypeError: A key is missing.
-        """
-        return cls(**cls._known(data))
-
-    @classmethod
-    def _known(cls, data: Mapping[str, Any]) -> dict[str, Any]:
-        names = {spec.name for spec in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        return {name: value for name, value in data.items() if name in names}
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepRecord(_Record):
-    """One attempt at an optimizer step.
-
-    Attributes:
-        step: Attempted step, from 1.
-        label: What the step was; see `stability_search/README.md`.
-        reason: Why, as a short phrase; empty for `ok`.
-        loss: Mean loss over all micro-batches before the update; None if any was non-finite.
-        is_loss_finite: False if the loss of any micro-batch was NaN or infinite.
-        grad_norm: L2 norm of the unscaled gradients before clipping; None if non-finite or if no
-            backward pass ran.
-        is_grad_finite: False if a backward pass gave NaN or Inf.
-        clipped: True if clipping made the gradient smaller.
-        is_applied: True if the optimizer changed the parameters.
-        learning_rate: The rate this step used, after warm-up and schedule.
-        scale: The loss scale the step ran with; None without loss scaling.
-        attention_max: Largest absolute attention logit before cap and mask, of the first attention
-            of each micro-batch; for fused attention without a cap, which shows no logits, a bound
-            on it: largest norm of a query times that of a key times the factor. None if not seen.
-        clamp_frac: Share of attention outputs outside the clamp, before it acted; None if off.
-        cap_frac: Share of attention logits beyond the cap, before it acted; None if off.
-        batch_index: Index in the trial's stream of the first offending micro-batch; None if none.
-        first_nonfinite_module: Module that first turned finite values non-finite; None if none.
-        first_nonfinite_phase: `forward`, `loss`, `backward` or `update`; None if none.
-        last_finite_max: Largest absolute value that went into that module or loss, or came back
-            to it as a gradient, while all was finite; None if there is no such place.
-        is_transient: True if the fault did not show again on the same inputs, weights and random
-            state; None where nobody looked.
-        update_ratio: RMS of the update over RMS of the weights, of one weight matrix, in every
-            fourth step the next; None in other steps, or if nothing was applied.
-        zero_grad_frac: Share of exact zeros in the gradient of the same matrix; None likewise.
-        grad_rms_over_eps: Smallest RMS of a weight matrix's gradient after clipping, over Adam's
-            `eps`; None likewise, and with sgd.
-        loss_terms: Named terms of the loss, mean over the micro-batches; empty if unnamed.
-        evidence: E_t of the kill rule after this step; None before it was judged.
-        step_s: Wall-clock seconds the step took.
-    """
-
-    step: int
-    label: StepLabel
-    reason: str = ""
-    loss: float | None
-    is_loss_finite: bool
-    grad_norm: float | None
-    is_grad_finite: bool
-    clipped: bool
-    is_applied: bool
-    learning_rate: float
-    scale: float | None
-    attention_max: float | None = None
-    clamp_frac: float | None = None
-    cap_frac: float | None = None
-    batch_index: int | None = None
-    first_nonfinite_module: str | None = None
-    first_nonfinite_phase: str | None = None
-    last_finite_max: float | None = None
-    is_transient: bool | None = None
-    update_ratio: float | None = None
-    zero_grad_frac: float | None = None
-    grad_rms_over_eps: float | None = None
-    loss_terms: Mapping[str, float | None] = field(default_factory=dict)
-    evidence: float | None = None
-    step_s: float = 0.0
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Build the record again from what `to_json` returned."""
-        return cls(**{**cls._known(data), "label": StepLabel(data["label"])})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ControlEnd(_Record):
+class ControlEnd(Record):
     """What became of a killed trial that was let run on, to see whether killing it was right.
 
     All numbers are of the whole run, the steps up to the kill included. Nothing is told, scored
@@ -216,7 +89,7 @@ class ControlEnd(_Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrialSummary(_Record):
+class TrialSummary(Record):
     """How one trial ended, as an outcome plus finite numbers.
 
     Attributes:
@@ -264,7 +137,7 @@ class TrialSummary(_Record):
             over Adam's `eps`; None if not measured.
         overflow_rate: Gradient overflows per step after the loss scale was found; None without
             loss scaling or before it was.
-        alarms: How often each alarm rose, by its name; see `alarms.py`.
+        alarms: How often each alarm rose, by its name; see `alarms`.
         warnings: What a reader of the result must know, one sentence each.
         error_type: Exception type of a `user_error` or `infrastructure` end; empty otherwise.
         error_place: `file:line` that raised it; empty otherwise.
@@ -376,7 +249,7 @@ _CONTROL_FIELDS = dataclasses.fields(ControlEnd)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrialRow(_Record):
+class TrialRow(Record):
     """One finished trial as the ledger keeps it.
 
     Attributes:
@@ -435,76 +308,5 @@ class TrialRow(_Record):
                 **cls._known(data),
                 "stage": Stage(data["stage"]),
                 "summary": TrialSummary.from_json(data["summary"]),
-            }
-        )
-
-
-class VerdictKind(StrEnum):
-    """The one-word end of a study."""
-
-    STABLE = "stable"
-    NONE = "none"
-    INCOMPLETE = "incomplete"
-
-
-class ChoiceReason(StrEnum):
-    """Why the choice is the choice."""
-
-    WINNER = "winner"  # better than every other by an exact paired test
-    TIED = "tied"  # one of a tied set: largest margin, then score, then lowest learning rate
-    ONLY = "only"  # nothing else met the bar
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict(_Record):
-    """How a study ended. Configurations are named by `config_id`.
-
-    Attributes:
-        kind: `stable`, `none` or `incomplete`.
-        exit_code: Exit code of the command.
-        is_running: True if it has not ended, and the verdict is of what is known so far.
-        choice: What to train with; None unless `stable`.
-        choice_reason: Why this one; None unless `stable`.
-        fastest: Lowest last probe loss among those that meet the bar; None if there is none.
-        tied: The tied set, the choice included; empty unless `choice_reason` is `tied`.
-        closest: What came closest where nothing met the bar; None otherwise.
-        confirmed: Configurations that had all seeds, best first.
-        unfinished: Candidates whose confirmation did not end.
-        spared: Candidates left out of confirm: by the yardstick with which it began they could not
-            have scored 2 % more than the choice, or missed the bar at every rate.
-        missed: What the closest missed, in plain words.
-        reason: One sentence on why there is no choice, or no verdict; empty for `stable`.
-        warnings: What a reader must know beside the verdict, one sentence each.
-    """
-
-    kind: VerdictKind
-    exit_code: int
-    is_running: bool = False
-    choice: str | None = None
-    choice_reason: ChoiceReason | None = None
-    fastest: str | None = None
-    tied: tuple[str, ...] = ()
-    closest: str | None = None
-    confirmed: tuple[str, ...] = ()
-    unfinished: tuple[str, ...] = ()
-    spared: tuple[str, ...] = ()
-    missed: tuple[str, ...] = ()
-    reason: str = ""
-    warnings: tuple[str, ...] = ()
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Build the verdict again from what `to_json` returned."""
-        tuples = {
-            key: tuple(data.get(key, ()))  # earlier versions knew no `spared`
-            for key in ("tied", "confirmed", "unfinished", "spared", "missed", "warnings")
-        }
-        reason = data["choice_reason"]
-        return cls(
-            **{
-                **cls._known(data),
-                **tuples,
-                "kind": VerdictKind(data["kind"]),
-                "choice_reason": None if reason is None else ChoiceReason(reason),
             }
         )

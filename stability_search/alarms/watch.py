@@ -1,217 +1,29 @@
-"""Alarms of a running training: indicators beyond their thresholds, said once an epoch.
+"""The watch over a running training.
 
 see(record):
     judge the step: gradient norm, attention logits, overflows, bad and skipped steps
     at an epoch's end judge what only many steps show: shares, and whether the loss still falls
     say what a long run must do where too many steps of an epoch were lost
-
-Every number of a record may be None (not finite, or not measured): it then raises no alarm, is
-left out of every mean and share, and a later step is compared with the last number there was.
 """
 
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from typing import Any
 
-from stability_search.records import PROOF_STEPS, StepLabel, StepRecord, finite_or_none
-from stability_search.settings import AlarmSettings, OnAlarm
+from stability_search.alarms.alarm import ENDING, Alarm, worded
+from stability_search.alarms.epochs import NUM_EPOCHS, Epoch, EpochSummary, Mean
+from stability_search.alarms.overflows import RECENT_STEPS, OverflowCount
+from stability_search.records.step import StepLabel, StepRecord
+from stability_search.records.values import finite_or_none
+from stability_search.settings.alarms import AlarmSettings, OnAlarm
 
-NUM_EPOCHS = 50  # of a run whose `epoch_steps` is not given
 MIN_VALUES = 20  # fewer say nothing about a share: shorter epochs are joined
-RECENT_STEPS = 200  # steps over which a share or the rate of overflows is taken
-_LARGEST = sys.float_info.max
 
 # What rises together, worst first: within an epoch nothing milder follows on something worse.
 _NORM_LADDER = ("grad_norm_advise", "grad_norm", "grad_norm_late")
 _ATTENTION_LADDER = ("attention_max_diverging", "attention_max_degraded", "attention_max")
 _BAD_LADDER = ("bad_steps", "bad_steps_advise")
-_ENDING = frozenset({"bad_steps", "skipped_frac"})
-_CRITICAL = _ENDING | {"attention_max_diverging"}
-
-_SMALLER_RATE = (
-    "Go on from the last good checkpoint with a tenth of the learning rate; it is not changed "
-    "for you."
-)
-_BOUND_LOGITS = "attention_logit_cap bounds them, QK-norm or a lower learning_rate cures them."
-_ADVICE: Mapping[str, str] = {
-    "attention_max": f"Watch them: {_BOUND_LOGITS}",
-    "attention_max_degraded": f"Training is usually worse from here on: {_BOUND_LOGITS}",
-    "attention_max_diverging": f"Training usually diverges from here on: {_BOUND_LOGITS}",
-    "clip_frac": "Clipping acts as a hidden cut of the learning rate: lower learning_rate or "
-    "raise clip_norm.",
-    "overflow_rate": "The loss scale keeps overflowing: lower max_scale or raise "
-    "growth_interval; if that does not help, use bf16.",
-    "clamp_frac": "The clamp masks growth and does not cure it: attention_logit_cap or a lower "
-    "learning_rate does.",
-    "cap_frac": "Training depends on the cap: lower learning_rate.",
-    "zero_grad_frac": "Small gradients vanish in low precision: raise init_scale, or use bf16.",
-    "update_ratio": "Updates are large for their weights: lower learning_rate or warm up longer.",
-    "grad_rms_over_eps": "eps shrinks the update: lower eps, or raise clip_norm.",
-    "grad_norm": "Clip it (clip_norm), or lower learning_rate if it stays there.",
-    "grad_norm_late": "It should have fallen by now: lower learning_rate.",
-    "grad_norm_jump": "Look at the batch of this step.",
-    "grad_norm_advise": _SMALLER_RATE,
-    "bad_steps_advise": _SMALLER_RATE,
-    "stale_epochs": _SMALLER_RATE,
-    "bad_steps": "Go on from the last good checkpoint with a tenth of the learning rate, or "
-    "without mixed precision.",
-    "skipped_frac": "Too many steps are lost to NaN or Inf: look at the data, then leave mixed "
-    "precision or lower the learning rate.",
-}
-ALARM_NAMES: tuple[str, ...] = tuple(_ADVICE)
-"""Every alarm, named like its threshold in `AlarmSettings`."""
-
-
-class AlarmLevel(StrEnum):
-    """How bad it is."""
-
-    WARNING = "WARNING"
-    CRITICAL = "CRITICAL"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Alarm:
-    """An indicator beyond its threshold.
-
-    Attributes:
-        name: The threshold it passed, a field of `AlarmSettings`.
-        level: `CRITICAL` where training is being lost, else `WARNING`.
-        step: Attempted step at which it rose.
-        epoch: Epoch of that step, from 1.
-        value: What was measured, finite.
-        threshold: What it was compared with.
-        message: One line for the log, the level first: step, epoch, value, threshold, advice.
-        advice: What to do, the last part of the message.
-    """
-
-    name: str
-    level: AlarmLevel
-    step: int
-    epoch: int
-    value: float
-    threshold: float
-    message: str
-    advice: str
-
-    def __str__(self) -> str:
-        """Return the line for the log."""
-        return self.message
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpochSummary:
-    """A finished epoch in four numbers.
-
-    Attributes:
-        epoch: Its number, from 1.
-        num_steps: Attempted steps; fewer than `epoch_steps` if it was ended early.
-        loss: Mean finite loss; None if there was none.
-        grad_norm: Mean finite gradient norm before clipping; None if there was none.
-        num_skipped: Steps that changed no parameter, the search for a loss scale left out.
-    """
-
-    epoch: int
-    num_steps: int
-    loss: float | None
-    grad_norm: float | None
-    num_skipped: int
-
-
-def epoch_line(summary: EpochSummary) -> str:
-    """Say how an epoch went in one line for the log.
-
-    Example:
-        >>> epoch_line(EpochSummary(epoch=3, num_steps=9, loss=9.5, grad_norm=2.25, num_skipped=1))
-        'epoch 3: loss 9.5, grad_norm 2.25, 1 of 9 steps skipped'
-    """
-    loss, norm = (
-        "NaN or Inf" if value is None else f"{value:.4g}"
-        for value in (summary.loss, summary.grad_norm)
-    )
-    return (
-        f"epoch {summary.epoch}: loss {loss}, grad_norm {norm}, "
-        f"{summary.num_skipped} of {summary.num_steps} steps skipped"
-    )
-
-
-@dataclass(kw_only=True, slots=True)
-class _Mean:
-    """A running mean that stays finite."""
-
-    count: int = 0
-    mean: float = 0.0
-
-    def add(self, value: float | None) -> None:
-        """Take in a number; None is left out."""
-        number = finite_or_none(value)
-        if number is None:
-            return
-        self.count += 1
-        # A sum could overflow; a convex combination does so by rounding at most.
-        mean = self.mean * ((self.count - 1) / self.count) + number / self.count
-        self.mean = max(-_LARGEST, min(_LARGEST, mean))
-
-    @property
-    def value(self) -> float | None:
-        """The mean; None if there was no number."""
-        return self.mean if self.count else None
-
-
-@dataclass(kw_only=True, slots=True)
-class _Epoch:
-    """What is counted anew in every epoch."""
-
-    number: int = 1
-    num_steps: int = 0
-    num_bad: int = 0
-    num_skipped: int = 0
-    loss: _Mean = field(default_factory=_Mean)
-    grad_norm: _Mean = field(default_factory=_Mean)
-    risen: list[str] = field(default_factory=list)
-
-
-@dataclass(kw_only=True, slots=True)
-class OverflowCount:
-    """Gradient overflows once the loss scale was found: what the alarm and a summary count.
-
-    Bad data counts for nothing, neither as a step nor as an overflow.
-
-    Attributes:
-        num_ok: `ok` steps so far; after 20 the scale counts as found.
-        num_steps: Steps since then.
-        num_overflows: How many of those overflowed.
-        recent: Which of the last 200 did.
-    """
-
-    num_ok: int = 0
-    num_steps: int = 0
-    num_overflows: int = 0
-    recent: list[int] = field(default_factory=list)
-
-    def add(self, record: StepRecord) -> bool:
-        """Take in a step; return True if it counts as an overflow."""
-        if record.scale is None or record.label is StepLabel.DATA:
-            return False
-        is_found = self.num_ok >= PROOF_STEPS
-        self.num_ok += record.label is StepLabel.OK
-        if not is_found:
-            return False
-        self.num_steps += 1
-        self.recent = [step for step in self.recent if step > self.num_steps - RECENT_STEPS]
-        if record.is_grad_finite:
-            return False
-        self.num_overflows += 1
-        self.recent.append(self.num_steps)
-        return True
-
-    @property
-    def rate(self) -> float | None:
-        """Overflows per step; None before the loss scale was found."""
-        return self.num_overflows / self.num_steps if self.num_steps else None
-
 
 # What is judged over many steps; a mean, or for the last two what most steps show.
 _SHARES: Mapping[str, str] = {
@@ -229,7 +41,7 @@ class _State:
     """What a resumed run goes on with."""
 
     step: int = 0
-    epoch: _Epoch = field(default_factory=_Epoch)
+    epoch: Epoch = field(default_factory=Epoch)
     recent: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in _SHARES})
     last_norm: float | None = None
     lowest_loss: float | None = None
@@ -309,7 +121,7 @@ class AlarmWatch:
             *self._lost_step_alarms(),
         ]
         acts = self.settings.on_alarm != OnAlarm.WARN
-        if acts and any(alarm.name in _ENDING for alarm in found):
+        if acts and any(alarm.name in ENDING for alarm in found):
             self.must_end = OnAlarm(self.settings.on_alarm)
         if self.must_end or epoch.num_steps >= self.epoch_steps:
             found += self.end_epoch()
@@ -332,7 +144,7 @@ class AlarmWatch:
             grad_norm=epoch.grad_norm.value,
             num_skipped=epoch.num_skipped,
         )
-        state.epoch = _Epoch(number=epoch.number + 1)
+        state.epoch = Epoch(number=epoch.number + 1)
         return tuple(found)
 
     def state_dict(self) -> dict[str, Any]:
@@ -342,8 +154,8 @@ class AlarmWatch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on in the epoch, and with the counters, that `state_dict` returned."""
         parts = dict(state["epoch"])
-        parts |= {name: _Mean(**parts[name]) for name in ("loss", "grad_norm")}
-        epoch = _Epoch(**{**parts, "risen": list(parts["risen"])})
+        parts |= {name: Mean(**parts[name]) for name in ("loss", "grad_norm")}
+        epoch = Epoch(**{**parts, "risen": list(parts["risen"])})
         recent = {name: list(values) for name, values in state["recent"].items()}
         counted = dict(state["overflows"])
         overflows = OverflowCount(**{**counted, "recent": list(counted["recent"])})
@@ -435,7 +247,7 @@ class AlarmWatch:
         if name == "update_ratio":
             value = statistics.median_low(values)
         else:
-            mean = _Mean()
+            mean = Mean()
             for one in values:
                 mean.add(one)
             value = mean.mean
@@ -445,7 +257,7 @@ class AlarmWatch:
             value -= self._fp32_zero_grad_frac
         return self._rise_above(name, what, value=value) if value > limit else []
 
-    def _stale_alarms(self, epoch: _Epoch) -> list[Alarm]:
+    def _stale_alarms(self, epoch: Epoch) -> list[Alarm]:
         """Count epochs without a new lowest loss; one without any finite loss is one of them."""
         state, loss, limit = self._state, epoch.loss.value, self.settings.stale_epochs
         if loss is not None and (state.lowest_loss is None or loss < state.lowest_loss):
@@ -484,18 +296,5 @@ class AlarmWatch:
         if name in epoch.risen:
             return []
         epoch.risen.append(name)
-        level = AlarmLevel.CRITICAL if name in _CRITICAL else AlarmLevel.WARNING
-        head = f"{level} step {self._state.step} epoch {epoch.number}"
-        advice = _ADVICE[name]
-        return [
-            Alarm(
-                name=name,
-                level=level,
-                step=self._state.step,
-                epoch=epoch.number,
-                value=float(value),
-                threshold=float(threshold),
-                message=f"{head}: {fact} (alarms.{name}). {advice}",
-                advice=advice,
-            )
-        ]
+        step, number = self._state.step, epoch.number
+        return [worded(name, fact, step=step, epoch=number, value=value, threshold=threshold)]

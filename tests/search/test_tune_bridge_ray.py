@@ -1,0 +1,185 @@
+"""What the bridge makes of Tune's hooks when a worker dies, without a cluster: Tune is played."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from stability_search.interruption import Signals
+from stability_search.records.trial import Outcome
+from stability_search.search import tune_bridge
+from stability_search.search.desk import Desk
+from stability_search.search.trainable import WARM
+from stability_search.search.tune_bridge import Bridge
+from stability_search.search.worker import ReportKind
+from tests.search.test_lost_starts import Hearing
+
+pytestmark = pytest.mark.ray
+
+DIED = "The actor died\n\tactor_id: " + "ab" * 16
+
+
+class Tune:
+    """Calls the bridge's hooks as Tune does, for one slot whose nodes are all `there`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.source = Hearing()
+        self.held: list[str] = []
+        self.desk = Desk(self.source, Signals())
+        quarantine: Any = SimpleNamespace(
+            hold=self.held.append, hold_more=lambda: None, has_usable_node=True
+        )
+        waiting: Any = None
+        self.bridge = Bridge(
+            self.desk, Signals(), num_slots=1, early=None, quarantine=quarantine,
+            inspector=None, waiting=waiting,
+        )  # fmt: skip
+        self._num_trials = 0
+
+    def trial(self, actor: str) -> Any:  # noqa: ANN401 - Tune's
+        """Ask for an order, as for a trial that an actor will get."""
+        self._num_trials += 1
+        name = f"trial {self._num_trials}"
+        self.order = self.bridge.next_order(name)
+        return SimpleNamespace(
+            trial_id=name, temporary_state=SimpleNamespace(ray_actor=actor), node_ip="1.2.3.4"
+        )
+
+    def warm_up(self, actor: str) -> None:
+        self.report(self.trial(actor), WARM)
+
+    def start(self, actor: str) -> Any:  # noqa: ANN401 - Tune's
+        trial = self.trial(actor)
+        self.bridge.on_trial_start(trial=trial)
+        return trial
+
+    def report(self, trial: Any, kind: str) -> None:  # noqa: ANN401 - Tune's
+        result = {"kind": kind, "hostname": "host", "pid": 0}
+        self.bridge.on_trial_result(trial=trial, result=result)
+        if kind == WARM:
+            self.bridge.note_warm(trial.trial_id)
+
+    def lose(self, trial: Any, error: str = DIED) -> None:  # noqa: ANN401 - Tune's
+        file = self._folder / trial.trial_id
+        file.write_text(f"Failure # 1 (occurred at some time)\n{error}\n")
+        trial.error_file = str(file)
+        self.bridge.on_trial_error(trial=trial)
+
+    @property
+    def given_next(self) -> tuple[str, int]:
+        running = self.desk.next_trial()
+        assert running is not None
+        return running.request.trial_id, len(self.source.ends)
+
+
+@pytest.fixture
+def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tune:
+    context = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(tune_bridge, "_addresses", lambda: {"here": "1", "there": "2"})
+    monkeypatch.setattr(tune_bridge, "node_of", lambda _actor: "there")
+    monkeypatch.setattr(tune_bridge, "node_of_id", {"ab" * 16: "there"}.__getitem__)
+    monkeypatch.setattr(tune_bridge, "host_of", lambda _node_id: "host")
+    return Tune(tmp_path)
+
+
+def test_a_trial_is_given_again_if_its_worker_dies_while_it_is_made(tune: Tune) -> None:
+    tune.warm_up("a")
+    for _ in range(4):
+        tune.lose(tune.trial("b"))
+        tune.desk.note_start("there")  # other workers start
+    assert tune.given_next == ("search-0001", 0)
+
+
+def test_a_process_has_begun_its_first_trial_once_it_says_so(tune: Tune) -> None:
+    tune.warm_up("a")
+    tune.lose(tune.start("a"))
+    assert tune.source.ends == []
+    trial = tune.start("b")
+    assert not tune.bridge._running[trial.trial_id].started  # noqa: SLF001 - nobody tells
+    tune.report(trial, ReportKind.STARTED)
+    assert tune.bridge._running[trial.trial_id].started  # noqa: SLF001 - as above
+    tune.lose(trial)
+    assert [outcome for outcome, _, _ in tune.source.ends] == [Outcome.INFRASTRUCTURE]
+    assert tune.given_next == ("search-0002", 1)
+
+
+def test_a_process_that_has_begun_a_trial_begins_the_next_as_soon_as_it_has_it(
+    tune: Tune,
+) -> None:
+    tune.warm_up("a")
+    first = tune.start("a")
+    tune.report(first, ReportKind.STARTED)
+    tune.bridge.on_trial_complete(trial=first)
+    tune.lose(tune.start("a"))
+    assert len(tune.source.ends) == 1
+
+
+def test_a_trial_is_given_again_if_an_idle_process_was_dead_when_it_got_it(tune: Tune) -> None:
+    tune.warm_up("a")
+    first = tune.start("a")
+    tune.report(first, ReportKind.STARTED)
+    tune.bridge.on_trial_complete(trial=first)
+    tune.lose(tune.trial("a"))  # Tune never says that it has started
+    assert tune.given_next == ("search-0002", 0)
+
+
+def test_workers_that_die_before_they_are_warm_count_against_their_node(tune: Tune) -> None:
+    for _ in range(3):
+        tune.bridge._num_warmed = 0  # noqa: SLF001 - as with three slots
+        tune.lose(tune.trial("a"))
+        assert tune.order == ""
+    assert tune.held == ["there"]
+    assert tune.source.quarantined == ["host: 3 workers in a row, or more, were lost there"]
+
+
+def test_a_trial_on_a_node_that_differs_is_given_again(tune: Tune) -> None:
+    tune.warm_up("a")
+    inspector: Any = SimpleNamespace(problem_of=lambda _node_id, _look: "torch 2.0 there")
+    tune.bridge._inspector = inspector  # noqa: SLF001 - a node that joined later
+    killed = list[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "kill", killed.append)
+        trial = tune.start("b")
+    tune.report(trial, ReportKind.STARTED)  # it was on its way
+    tune.lose(trial)
+    assert killed == ["b"]
+    assert tune.given_next == ("search-0001", 0)
+    assert tune.source.quarantined == ["host: its node is not like the others: torch 2.0 there"]
+
+
+def test_what_ray_says_of_the_worker_becomes_the_reason(tune: Tune) -> None:
+    tune.warm_up("a")
+    words = ["died\nThe actor died because its node has died.", "the node running low on memory"]
+    for text in words:
+        trial = tune.start("b")
+        tune.report(trial, ReportKind.STARTED)
+        tune.lose(trial, text)
+    assert [end[:2] for end in tune.source.ends] == [
+        (Outcome.INFRASTRUCTURE, "its node died"),
+        (Outcome.OUT_OF_MEMORY, "ended by Ray's memory monitor"),
+    ]
+
+
+def test_where_tune_wrote_no_error_the_worker_died(tmp_path: Path) -> None:
+    trial: Any = SimpleNamespace(error_file=None)
+    assert tune_bridge._death_of(trial).reason == "its worker died"  # noqa: SLF001 - no file
+    trial.error_file = str(tmp_path / "gone")
+    assert tune_bridge._death_of(trial).reason == "its worker died"  # noqa: SLF001 - as above
+
+
+def test_tune_takes_any_error_of_rays_for_the_death_of_a_worker() -> None:
+    heard = list[Exception]()
+    manager: Any = SimpleNamespace(_actor_task_failed=lambda _task, error: heard.append(error))
+    tune_bridge.hear_of_every_death(manager)
+    take = manager._actor_task_failed  # noqa: SLF001 - as Ray calls it
+    died = ray.exceptions.ActorDiedError()
+    take(tracked_actor_task=None, exception=died)
+    monitor = ray.exceptions.OutOfMemoryError("the node running low on memory")
+    take(tracked_actor_task=None, exception=monitor)
+    assert heard[0] is died
+    assert isinstance(heard[1], ray.exceptions.RayActorError)
+    assert str(heard[1]) == "the node running low on memory"
