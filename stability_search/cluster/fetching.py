@@ -6,14 +6,14 @@ goes on, and a running study can be fetched again and again.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -36,6 +36,7 @@ from stability_search.space_directory import make_folder, only_writer
 
 _ROUNDS = 3  # a running study replaces files while they are read
 _AT_ONCE = 4
+_KEPT = "Call fetch again: what has come is kept."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +93,8 @@ def fetch(
             mark = write_mark(directory, mark, listing)
             missing = [one for one in listing if not is_there(directory, one)]
             _refuse_without_room(directory, missing)
-            read = reader.read_all(missing)
+            with _saying_what_is_kept():
+                read = reader.read_all(missing)
             num_new += len(read)
             num_bytes += sum(one.num_bytes for one in read)
             if len(read) == len(missing):
@@ -107,8 +109,17 @@ def fetch(
     raise InfrastructureError(
         f"{name}: {len(missing) - len(read)} of {len(listing)} files did not come as they were "
         f"listed, in {_ROUNDS} attempts.",
-        hint="Call fetch again: what has come is kept.",
+        hint=_KEPT,
     )
+
+
+@contextlib.contextmanager
+def _saying_what_is_kept() -> Iterator[None]:
+    try:
+        yield
+    except InfrastructureError as error:
+        hint = f"{error.hint} {_KEPT}".strip()
+        raise InfrastructureError(error.message, hint=hint) from error
 
 
 def _refuse_without_room(directory: Path, missing: Sequence[ListedFile]) -> None:
@@ -181,7 +192,7 @@ class _Reader:
         """Copy as many bytes as were listed, or what there is; return their hash."""
         found, left = hashlib.sha256(), one.num_bytes
         source = record_name(self.name, one.source)
-        with closing(self.jobs.read_blocks(self.node_id, source)) as blocks:
+        with contextlib.closing(self.jobs.read_blocks(self.node_id, source)) as blocks:
             while left and not self.is_over.is_set() and (block := next(blocks, b"")):
                 kept = block[:left]
                 file.write(kept)

@@ -68,7 +68,7 @@ def test_a_fetch_that_broke_off_goes_on(jobs: FakeJobs, home: Path) -> None:
         return original(node_id, name)
 
     jobs.read_file = break_off  # type: ignore[method-assign]
-    with pytest.raises(InfrastructureError, match="planted"):
+    with pytest.raises(InfrastructureError, match=r"planted\. Call fetch again"):
         bring(jobs, home)
     assert sorted(files_of(home)) == ["run.log", "space.yaml", "steps/a.parquet"]
     jobs.read_file = original  # type: ignore[method-assign]
