@@ -6,13 +6,15 @@ process without a word, and it does not see for many minutes that the way there 
 thread looks, and is all that can still act.
 """
 
-import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Self
 
-CHECK_S = 5.0  # between two looks, and the longest wait of one
+from stability_search.errors import InfrastructureError
+from stability_search.search.joining import refuse_unreachable
+
+CHECK_S = 5.0  # between two looks; one waits as long at most
 TOLD_S = 15.0  # of silence
 GONE_S = 40.0  # of silence; Ray's own patience, where it notices, is 60 s
 
@@ -22,10 +24,9 @@ Say = Callable[[str], None]
 
 def is_reachable(address: str) -> bool:
     """Return True if something listens at HOST:PORT."""
-    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CHECK_S).close()
-    except OSError:
+        refuse_unreachable(address)
+    except InfrastructureError:
         return False
     return True
 
