@@ -127,6 +127,7 @@ def terminate(*_: object, **__: object) -> None:
     raise TerminatedError("terminated")
 
 
+@pytest.mark.fault
 def test_every_event_has_the_fields_that_are_declared_for_it_and_stdout_is_json_alone(
     tell: Tell,
 ) -> None:

@@ -19,6 +19,8 @@ from stability_search.table import build_tables, study_yardsticks
 from tests.search.inline_study import pretend, write_space
 from tests.search.test_events import HERE, NoCluster
 
+pytestmark = pytest.mark.fault
+
 SMALL = ("search.trials=4", "confirm.octaves=0", "search.sampler=random", "search.resources.gpu=0")
 NUM_PILOT = 7
 Trainer = Callable[[TrialRequest], TrialSummary]
