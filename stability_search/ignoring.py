@@ -113,7 +113,8 @@ def _rules_of(folder: Path) -> _Rules:
 def _rules_from(file: Path, folder: Path) -> _Rules:
     if not file.is_file():
         return ()
-    lines = file.read_text(errors="surrogateescape").split("\n")
+    # As git does: a byte-order mark is no part of the first pattern.
+    lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     return ((folder, GitIgnoreSpec.from_lines(filter(_is_pattern, lines))),)
 
 

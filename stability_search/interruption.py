@@ -1,13 +1,17 @@
-"""How a signal reaches long work: at a point where nothing is half done."""
+"""How a signal reaches long work, and how a process ends with the one that started it."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from stability_search.errors import StabilitySearchError
+
+_PR_SET_PDEATHSIG = 1  # of Linux: which signal a process gets when its parent dies
 
 
 class Interrupted(StabilitySearchError):  # noqa: N818 - no error: somebody asked for it
@@ -75,3 +79,12 @@ class Signals:
         """
         if self.received is not None:
             raise Interrupted(self.received)
+
+
+def end_with_parent() -> None:
+    """Ask Linux to end this process with the thread that started it.
+
+    Elsewhere a process ends once it finds its connection closed.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

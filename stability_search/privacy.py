@@ -8,6 +8,7 @@ _AFTER_PATH = r"(?![\w-]|\.\w)"  # a full stop may end a sentence
 _MIN_NAME = 4  # shorter host names would be replaced inside ordinary texts
 # What should be escaped in a password often is not, so all up to the last @ counts, unless it
 # begins like a port. A single slash: a URL that was taken for a path.
+_WORD = re.compile(r"\S+")
 _USER = re.compile(r"(?<=:/)(/?)(?:[^\s/?#@:]*:(?!\d{1,5}[/?#])\S*|[^\s/?#]*)@")
 
 
@@ -18,7 +19,17 @@ def without_passwords(text: str) -> str:
         >>> without_passwords("ray: no answer from 'http://me:pw@gpu-box:8265'")
         "ray: no answer from 'http://***@gpu-box:8265'"
     """
-    return _USER.sub(r"\1***@", text)
+    return _WORD.sub(_hide, text)
+
+
+def _hide(word: re.Match[str]) -> str:
+    """Hide what stands before an @; what comes after the last is not searched.
+
+    There every beginning of a URL would be followed to the end of the word, and there may be as
+    many as letters.
+    """
+    before, at, after = word[0].rpartition("@")
+    return _USER.sub(r"\1***@", before + at) + after
 
 
 class Privacy:

@@ -46,6 +46,14 @@ def test_what_a_checkout_leaves_out_for_itself_stays(package: Path) -> None:
     assert left_of(package) == ["a.py", "kept.txt"]
 
 
+@pytest.mark.parametrize("name", [".gitignore", ".git/info/exclude"])
+def test_a_byte_order_mark_is_no_part_of_the_first_pattern(package: Path, name: str) -> None:
+    write(package, "secret.txt", "other.txt")
+    (package.parent / name).write_bytes(b"\xef\xbb\xbfsecret.txt\nother.txt\n")
+
+    assert left_of(package) == ["a.py"]
+
+
 def test_a_worktree_has_what_its_repository_leaves_out(tmp_path: Path) -> None:
     git, tree = tmp_path / ".git", tmp_path / "tree"
     write(git, **{"info/exclude": "local.txt\n", "worktrees/tree/commondir": "../..\n"})

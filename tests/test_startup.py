@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "ray", "pandas", "optuna", "plotly")
+OF_SPACES = ("pydantic", "ruamel.yaml")  # what reads a space file
+OF_PACKAGES = ("importlib.metadata",)  # what tells versions
 SPACE = """
 task: teacher
 space:
@@ -26,10 +28,15 @@ print(json.dumps({"code": code, "loaded": loaded}), file=sys.stderr)
 
 
 def heavy_modules_of(
-    *words: str, cwd: Path, before: str = "", path: str = "", code: int | None = 0
+    *words: str,
+    cwd: Path,
+    before: str = "",
+    path: str = "",
+    code: int | None = 0,
+    heavy: tuple[str, ...] = HEAVY,
 ) -> list[str]:
     done = subprocess.run(  # noqa: S603 - our own words
-        [sys.executable, "-c", before + PROBE, ",".join(HEAVY), *words],
+        [sys.executable, "-c", before + PROBE, ",".join(heavy), *words],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (path, str(ROOT))))},
         capture_output=True,
@@ -58,6 +65,20 @@ def test_reading_commands_load_nothing_heavy(words: list[str], tmp_path: Path) -
     (tmp_path / "space.yaml").write_text(SPACE)
 
     assert heavy_modules_of(*words, cwd=tmp_path) == []
+
+
+def test_help_needs_nothing_that_reads_space_files(tmp_path: Path) -> None:
+    heavy = (*OF_SPACES, *OF_PACKAGES)
+
+    assert heavy_modules_of("--help", cwd=tmp_path, heavy=heavy) == []
+
+
+def test_the_twin_what_reads_a_space_file_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(SPACE)
+
+    loaded = heavy_modules_of("validate", "--space", "space.yaml", cwd=tmp_path, heavy=OF_SPACES)
+
+    assert loaded == list(OF_SPACES)
 
 
 def run_directory_of(folder: Path) -> Path:

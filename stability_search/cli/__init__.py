@@ -8,6 +8,7 @@ options    the options that several commands share
 printing   data on standard output
 next_step  the command that a reader of a verdict wants next
 completing what a shell offers for Tab
+screen     a study as its reader sees it: its events, then its end
 outlets    where events go: live view, plain lines or JSON lines
 board      the state of a study, folded from its events
 lines      events and states as lines of text

@@ -36,6 +36,16 @@ if TYPE_CHECKING:
 
 _MIB, _KIB = 1024**2, 1024
 _MAX_SHOWN = 20
+_END_WORDS = {
+    0: "there is a choice",
+    2: "it could not be run",
+    3: "no stable configuration",
+    4: "machines failed",
+    5: "the task failed",
+    6: "out of disk or budget",
+    130: "stopped",
+    143: "stopped",
+}
 _RESUME = re.compile(r"`stability-search resume [^`]*`")  # of a directory on the cluster
 
 UrlOption = Annotated[
@@ -261,7 +271,7 @@ def stop(*, name: NameArgument, address: UrlOption, insecure: InsecureOption = F
 
         jobs, job = _known(address, name, insecure=insecure)
         if job.state.is_over:
-            _say(f"{name}: it had ended before: {job.state.value.lower()}")
+            _say(f"{name}: it had ended before: {_state_words(jobs, job)}")
             return 0
         if job.node_id:
             _say(f"{name}: stopping; it writes what it has")
@@ -301,8 +311,13 @@ def fetch(
         )
         where = short_path(done.directory)
         print_data(inert(where))
-        if not (done.directory / "report.html").is_file():
-            _say(f"next: stability-search report {shlex.quote(where)}")
+        _say(
+            f"next: stability-search report {shlex.quote(where)}  # its pages name paths of the "
+            "cluster until then"
+        )
+        if (done.directory / "best.yaml").is_file():
+            best = shlex.quote(f"{where}/best.yaml")
+            _say(f"next: stability-search train --space {best} --steps 10000  # your own length")
         return 0
 
     return work
@@ -321,7 +336,10 @@ def remote_status(name: str, address: str, chosen: Format, *, insecure: bool) ->
 
     jobs, job = _known(address, name, insecure=insecure)
     if chosen is Format.TABLE:
-        print_data(inert(f"{name} on {jobs.url}: job {job.id} {job.state.value.lower()}"))
+        print_data(inert(f"{name} on {jobs.url}: attempt {job.id}, {_state_words(jobs, job)}"))
+        if not (job.node_id or job.state.is_over):
+            print_data(f"next: {_logs_command(jobs, name)}")
+            return 0
     lines = looking.remote_status(jobs, name, chosen.value).splitlines()
     if chosen is Format.TABLE:
         print_data(*_lines_from_afar(lines), f"next: {_fetch_command(jobs, name)}")
@@ -343,8 +361,7 @@ def _watch(jobs: "Jobs", name: str, attempt: str, *, is_over: bool) -> int:
             raise UsageError(f"{attempt}: {jobs.url} does not know it any more.")
         result = result_of(jobs, job)
     except KeyboardInterrupt:
-        again = f"stability-search logs {name} --address {shlex.quote(jobs.url)} --follow"
-        _say(f"{name} goes on without us. Come back with `{again}`.")
+        _say(f"{name} goes on without us. Come back with `{_logs_command(jobs, name)}`.")
         raise
     print_data(*_lines_from_afar(result.lines))
     print_data(inert(f"files: {result.run_directory} on node {job.node_id[:8]} of {jobs.url}"))
@@ -362,6 +379,23 @@ def _lines_from_afar(lines: Sequence[str]) -> list[str]:
 
 def _fetch_command(jobs: "Jobs", name: str) -> str:
     return f"stability-search fetch {name} --address {shlex.quote(jobs.url)}"  # checked, both
+
+
+def _logs_command(jobs: "Jobs", name: str) -> str:
+    return f"stability-search logs {name} --address {shlex.quote(jobs.url)} --follow"
+
+
+def _state_words(jobs: "Jobs", job: "Job") -> str:
+    """Say how an attempt is, or how it ended: by its own record, not by Ray's word for it."""
+    from stability_search.cluster.endings import read_result
+
+    if not job.state.is_over:
+        return job.state.value.lower() if job.node_id else "waits for a free CPU"
+    result = read_result(jobs, job)
+    if result is None:
+        return "stopped" if job.state.value == "STOPPED" else "no record of how it ended"
+    words = "nothing was run" if result.problem else _END_WORDS.get(result.exit_code, "failed")
+    return f"exit {result.exit_code}, {words}"
 
 
 def _found_line(end: "Submission", url: str) -> str:

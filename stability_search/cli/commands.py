@@ -6,10 +6,8 @@ that Typer's own handling of exceptions never sees it. Work loads what it needs 
 
 import json
 import shlex
-import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,7 +20,6 @@ from stability_search.cli.drawing import Drawing, FiguresOption
 from stability_search.cli.dry_running import print_dry_run
 from stability_search.cli.formats import Format, FormatOption, print_formatted
 from stability_search.cli.instrumenting import CONTEXT, instrument
-from stability_search.cli.next_step import next_step
 from stability_search.cli.options import (
     AddressOption,
     DryRunOption,
@@ -34,24 +31,15 @@ from stability_search.cli.options import (
     TrackerOption,
     Work,
 )
-from stability_search.cli.outlets import (
-    Outlet,
-    choose_outlet,
-    data_sink,
-    kept_stderr,
-    message_sink,
-)
-from stability_search.cli.printing import folded, print_data, short_path
+from stability_search.cli.outlets import message_sink
+from stability_search.cli.printing import print_data, short_path
+from stability_search.cli.screen import Screen, closing_lines
 from stability_search.cli.status_command import status
 from stability_search.cli.tracked import tracked
 from stability_search.cli.training_commands import train
 from stability_search.cli.validating import validate
-from stability_search.errors import StabilitySearchError, UsageError
-from stability_search.events import Event
+from stability_search.errors import UsageError
 from stability_search.inert import inert
-
-if TYPE_CHECKING:
-    from stability_search.search.closing import Study
 
 
 def parse(words: Sequence[str]) -> int | Work:
@@ -146,7 +134,8 @@ def _run_command(command_line: str) -> Callable[..., Work]:
                 return 0
             from stability_search.search import study
 
-            return _watched(
+            screen = Screen(json_events=json_events)
+            return screen.watch(
                 tracked(
                     lambda on_event: study.run_study(
                         loaded,
@@ -154,10 +143,10 @@ def _run_command(command_line: str) -> Callable[..., Work]:
                         address=address,
                         command=command_line,
                         on_event=on_event,
+                        on_lost=screen.end,
                     ),
                     trackers or (),
-                ),
-                json_events=json_events,
+                )
             )
 
         return work
@@ -183,7 +172,8 @@ def _resume_command(command_line: str) -> Callable[..., Work]:
         def work() -> int:
             from stability_search.search import study
 
-            return _watched(
+            screen = Screen(json_events=json_events)
+            return screen.watch(
                 tracked(
                     lambda on_event: study.resume_study(
                         run,
@@ -191,10 +181,10 @@ def _resume_command(command_line: str) -> Callable[..., Work]:
                         address=address,
                         command=command_line,
                         on_event=on_event,
+                        on_lost=screen.end,
                     ),
                     trackers or (),
-                ),
-                json_events=json_events,
+                )
             )
 
         return work
@@ -219,7 +209,7 @@ def _report(
             drawing.draw(end.directory)
         match chosen:
             case Format.TABLE:
-                print_data(*_closing_lines(end))  # made inert there
+                print_data(*closing_lines(end))  # made inert there
             case Format.JSON:
                 written = (end.directory / "report.json").read_text(encoding="utf-8")
                 print_formatted(chosen, lines=(), rows=(), document=json.loads(written))
@@ -243,54 +233,3 @@ def _schema() -> Work:
         return 0
 
     return work
-
-
-def _watched(study: Callable[[Callable[[Event], None]], "Study"], *, json_events: bool) -> int:
-    """Run a study with its events shown, print its end, and return its exit code."""
-    with data_sink() as out, kept_stderr() as err:
-        end = _shown(study, choose_outlet(json_events=json_events, out=out, err=err))
-        (message_sink() if json_events else out).write(*_closing_lines(end))
-        if out.failure:  # the study is done all the same: its files hold everything
-            message_sink().write(f"Standard output could not be written: {out.failure}.")
-    return end.verdict.exit_code
-
-
-def _shown(study: Callable[[Callable[[Event], None]], "Study"], outlet: Outlet) -> "Study":
-    """Run a study with its events shown; a bug in it is also written to its log."""
-    run_directory = ""
-
-    def on_event(event: Event) -> None:
-        nonlocal run_directory
-        run_directory = event.text("run_directory") or run_directory
-        outlet.show(event)
-
-    with outlet:
-        try:
-            return study(on_event)
-        except StabilitySearchError:
-            raise
-        except Exception as error:
-            error.add_note(_logged(error, run_directory))
-            raise
-
-
-def _logged(error: Exception, run_directory: str) -> str:
-    """Append a bug to the log of the run, and say where it is."""
-    log = Path(run_directory) / "run.log"
-    if not run_directory or not log.parent.is_dir():
-        return "There is no log: the run directory had not been made."
-    try:
-        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(traceback.format_exception(error))
-    except OSError as failure:
-        return f"Log: {log} (this traceback could not be added: {failure.strerror})"
-    return f"Log: {log}"
-
-
-def _closing_lines(end: "Study") -> list[str]:
-    """Return the verdict, the report's path and the next command."""
-    directory = end.directory
-    lines = folded(inert(line) for line in end.lines)
-    if (directory / "report.html").is_file():
-        lines.append(f"report: {inert(short_path(directory / 'report.html'))}")
-    return [*lines, f"next: {next_step(directory, end.verdict)}"]

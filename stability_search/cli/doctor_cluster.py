@@ -57,8 +57,12 @@ def _joined(address: str, environment: Mapping[str, str], home: Path) -> Finding
         found = survey(address)
     except InfrastructureError as error:
         return [_no_answer(error), check_token(environment, home)], []
-    token = check_entry(environment, home)
-    return [*survey_checks(address, found), token, _door_of(found)], lines_of_survey(found)
+    door, is_asked_for = _door_of(found)
+    entry = check_entry(has_sent_token=found.has_sent_token, is_asked_for=is_asked_for)
+    checks = [*survey_checks(address, found), entry, door]
+    if found.has_sent_token:
+        checks.append(_check_token_file(environment, home))
+    return checks, lines_of_survey(found)
 
 
 def survey_checks(address: str, found: "Survey") -> list[Check]:
@@ -165,24 +169,28 @@ def _check_clocks(found: "Survey") -> Check:
     return Check(name="clocks", state=State.OK, found="as here, as far as asking can tell")
 
 
-def _door_of(found: "Survey") -> Check:
-    """Ask the dashboard of a cluster that was joined whether it lets everybody in."""
+def _door_of(found: "Survey") -> tuple[Check, bool | None]:
+    """Ask the dashboard of a cluster that was joined whether it lets everybody in.
+
+    Returns:
+        What was found; and True if a token is asked for, None where that cannot be seen.
+    """
     from stability_search.cluster.address import ClusterAddress, read_url
     from stability_search.cluster.outside import TokenUse, look_from_outside
 
     if not found.dashboard:
-        return Check(name="dashboard", state=State.OK, found="none runs there")
+        return Check(name="dashboard", state=State.OK, found="none runs there"), None
     try:
         url, is_loopback = read_url(f"http://{found.dashboard}")
         if is_loopback and not found.is_head_here:
             seen = f"on {found.dashboard} of the head, that machine only"
-            return Check(name="dashboard", state=State.OK, found=seen)
+            return Check(name="dashboard", state=State.OK, found=seen), None
         outside = look_from_outside(ClusterAddress(url=url, is_loopback=is_loopback))
     except (InfrastructureError, UsageError):
         seen = f"on {found.dashboard} of the head; it does not answer from here"
-        return Check(name="dashboard", state=State.OK, found=seen)
+        return Check(name="dashboard", state=State.OK, found=seen), None
     is_open = outside.token is TokenUse.NOT_WANTED
-    return check_door(url, is_loopback=is_loopback, is_open=is_open)
+    return check_door(url, is_loopback=is_loopback, is_open=is_open), not is_open
 
 
 # -- from outside -------------------------------------------------------------------------------
@@ -193,7 +201,7 @@ def _seen_from_outside(text: str, environment: Mapping[str, str], home: Path) ->
     from stability_search.cluster.outside import look_from_outside
 
     url, is_loopback = read_url(text)
-    token_file = dataclasses.replace(check_token(environment, home), name="token file")
+    token_file = _check_token_file(environment, home)
     try:
         token = read_token(environment, home)
     except UsageError as error:
@@ -283,6 +291,10 @@ def _check_told(found: "Outside") -> Check:
         fix = "a study's driver needs a CPU core: start a node with --num-cpus"
         return Check(name="nodes", state=State.FAIL, found=told, fix=fix)
     return Check(name="nodes", state=State.OK, found=told)
+
+
+def _check_token_file(environment: Mapping[str, str], home: Path) -> Check:
+    return dataclasses.replace(check_token(environment, home), name="token file")
 
 
 def _no_answer(error: InfrastructureError) -> Check:

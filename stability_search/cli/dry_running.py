@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stability_search import space as spaces
 from stability_search.cli.lines import counted, duration, setting_words
 from stability_search.cli.outlets import message_sink
 from stability_search.cli.printing import print_data, short_path
@@ -33,6 +32,7 @@ def print_dry_run(space: "Space", *, output: Path | None, address: str | None) -
         StabilitySearchError: What `run` would come to, as far as it can be seen already. All that
             could be found out has been printed.
     """
+    from stability_search import space as spaces
     from stability_search.search import dry_run
 
     outlook = dry_run.look_ahead(space, output=output, address=address)

@@ -1,6 +1,5 @@
 """`submit --emit`: a file for a scheduler that starts a Ray of its own, on standard output."""
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -191,6 +190,8 @@ def print_emitted(
 
 
 def _rayjob_plan(space: "Space", name: str | None, wishes: Wishes) -> "EmitPlan":
+    from importlib.metadata import version
+
     from stability_search.cluster.emit_plan import EmitPlan, InputFile
     from stability_search.cluster.naming import checked_name, run_name
     from stability_search.cluster.parcel import SPACE_FILE, make_parcel
@@ -204,7 +205,7 @@ def _rayjob_plan(space: "Space", name: str | None, wishes: Wishes) -> "EmitPlan"
         output="",
         files=tuple(InputFile(path=path, content=data) for path, data in parcel.files.items()),
         version=__version__,
-        ray_version=importlib.metadata.version("ray"),
+        ray_version=version("ray"),
         **wishes.given(),  # type: ignore[arg-type]
     )
 
@@ -212,6 +213,8 @@ def _rayjob_plan(space: "Space", name: str | None, wishes: Wishes) -> "EmitPlan"
 def _sbatch_plan(
     space: "Space", overrides: Sequence[str], name: str | None, wishes: Wishes
 ) -> "EmitPlan":
+    from importlib.metadata import version
+
     from stability_search.cluster.emit_plan import EmitPlan
     from stability_search.cluster.naming import checked_name, run_name
     from stability_search.cluster.parcel import Parcel
@@ -226,6 +229,6 @@ def _sbatch_plan(
         overrides=tuple(overrides),
         output=str((DEFAULT_PARENT / study).absolute()),
         version=__version__,
-        ray_version=importlib.metadata.version("ray"),
+        ray_version=version("ray"),
         **wishes.given(),  # type: ignore[arg-type]
     )

@@ -49,18 +49,27 @@ def check_token(environment: Mapping[str, str], home: Path) -> Check:
     return Check(name=name, state=State.OK, found=found)
 
 
-def check_entry(environment: Mapping[str, str], home: Path) -> Check:
+def check_entry(*, has_sent_token: bool, is_asked_for: bool | None) -> Check:
     """Check that a cluster which let this process in asks everybody for a token.
 
     Args:
-        environment: Variables as Ray reads them: a token was sent only in that mode.
-        home: As in `check_token`.
+        has_sent_token: True if this process sent one.
+        is_asked_for: True if the dashboard let nobody in without one, False if it did; None if
+            that was not seen.
     """
-    if environment.get(_MODE, "").lower() == "token":
-        return check_token(environment, home)
-    found = "OPEN: it let us in without one, so whoever reaches its ports can run any code there"
+    name = "token"
     fix = f"start Ray with {_MODE}=token on every node, and keep others off its ports"
-    return Check(name="token", state=State.WARN, found=found, fix=fix)
+    if not has_sent_token:
+        found = "OPEN: it let us in without, so whoever reaches its ports can run any code there"
+        return Check(name=name, state=State.WARN, found=found, fix=fix)
+    if is_asked_for:
+        return Check(name=name, state=State.OK, found="one was sent, and nobody gets in without")
+    if is_asked_for is None:
+        found = "a token was sent; whether it is demanded cannot be told from here"
+        fix = "ask on the head itself, or its dashboard: `stability-search doctor --address URL`"
+    else:
+        found = "OPEN: a token was sent, but the dashboard demands none: nor will the other ports"
+    return Check(name=name, state=State.WARN, found=found, fix=fix)
 
 
 def check_dashboards(command_lines: Iterable[Sequence[str]]) -> Check:

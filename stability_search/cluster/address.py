@@ -132,6 +132,11 @@ def read_url(text: str) -> tuple[str, bool]:
         )
     if parts.query or parts.fragment:
         raise UsageError("--address: a URL without ? and # is needed.", hint=hint)
+    if _is_unspecified(host):
+        raise UsageError(
+            f"--address: {host} says where a dashboard listens, not how it is reached.",
+            hint=f"On its own machine: {parts.scheme}://127.0.0.1:{port or DASHBOARD_PORT}.",
+        )
     name = f"[{host}]" if ":" in host else host
     end = "" if port is None else f":{port}"
     return f"{parts.scheme}://{name}{end}{parts.path.rstrip('/')}", _is_loopback(host)
@@ -153,6 +158,14 @@ def _way_out(text: str) -> str:
 def _shown(text: str) -> str:
     """Repeat what was given, unless a password may stand in it."""
     return "something else" if set("@?#") & set(text) else repr(text)
+
+
+def _is_unspecified(host: str) -> bool:
+    """Say whether a host means every interface of a machine."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -21,10 +22,16 @@ _MAX_WORDS = 300  # of what a cluster says about an error
 _NO_DASHBOARD = f"Is this the URL of a Ray dashboard, e.g. http://localhost:{DASHBOARD_PORT}?"
 _NO_HEAD = "Start its head, or mend the way to it: the tunnel, the name, the port."
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
+# What Ray's dashboard says of a node whose agent has no port, and of one without an agent.
+_NO_AGENT = re.compile(r":-1/api/job_agent/|Agent for node id\b.*\bdoesn't exist")
 
 
 class NotThereError(InfrastructureError):
     """The cluster answers, and has no such thing."""
+
+
+class AgentUnreachableError(InfrastructureError):
+    """The cluster answers, but cannot ask one of its nodes: for a log, or for a file."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -57,7 +64,7 @@ class Connection:
         self._has_token = bool(address.token)
         self._timeout_s, self._clock = timeout_s, clock
         handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
-        if address.is_loopback:
+        if address.is_loopback or address.is_readable_on_the_way:  # a proxy would read the token
             handlers.append(urllib.request.ProxyHandler({}))
         self._opener = urllib.request.build_opener(*handlers)
 
@@ -158,6 +165,13 @@ class Connection:
                 hint="Name the file with the cluster's token in RAY_AUTH_TOKEN_PATH.",
             )
         said = _last_line(error)
+        if _NO_AGENT.search(said):
+            return AgentUnreachableError(
+                f"{self.url}: the dashboard cannot reach the agent of the study's node.",
+                hint="A second Ray on one machine needs `ray start "
+                "--dashboard-agent-listen-port 52366` (the first has 52365): start that node "
+                "anew, then submit again.",
+            )
         if error.code == _NOT_FOUND:
             return NotThereError(f"{self.url}: not found: {said}.")
         return InfrastructureError(f"{self.url}: HTTP {error.code}: {said}.")

@@ -10,6 +10,8 @@ from stability_search.cluster.listing import LEDGER, MARK, ListedFile, checked_p
 from stability_search.errors import UsageError
 from stability_search.files import cannot_write, write_whole
 
+_MAX_SHOWN = 5
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CopyMark:
@@ -52,6 +54,48 @@ def read_mark(directory: Path, name: str) -> CopyMark:
     raise UsageError(
         f"{directory}: {what}, and would be written over.", hint="Choose another by --output."
     )
+
+
+def refuse_to_replace(directory: Path, mark: CopyMark, listing: Sequence[ListedFile]) -> None:
+    """Refuse a listing that names what somebody else put into the copy.
+
+    Args:
+        directory: The copy.
+        mark: What was fetched, or was about to be.
+        listing: What is to come.
+
+    Raises:
+        UsageError: A file of another content is there that no fetch brought; see also
+            `place_in_copy`.
+    """
+    known = set(mark.paths)
+    new = [one for one in listing if one.path not in known]
+    there = [one.path for one in new if _is_taken(directory, one)]
+    if there:
+        shown = ", ".join(there[:_MAX_SHOWN])
+        rest = f" and {len(there) - _MAX_SHOWN} more" if len(there) > _MAX_SHOWN else ""
+        raise UsageError(
+            f"{directory}: {shown}{rest}: not fetched, and would be written over.",
+            hint="Move it elsewhere, or choose another directory by --output.",
+        )
+
+
+def _is_taken(directory: Path, one: ListedFile) -> bool:
+    place = place_in_copy(directory, one.path)
+    return (place.is_symlink() or place.exists()) and not is_there(directory, one)
+
+
+def copied_study(directory: Path) -> str:
+    """Return the name of the study that a folder is an untouched copy of; empty for none.
+
+    Args:
+        directory: A run directory; it may be anything.
+    """
+    try:
+        name = str(json.loads((directory / MARK).read_text())["name"])
+        return read_mark(directory, name).name
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, UsageError):
+        return ""
 
 
 def write_mark(directory: Path, mark: CopyMark, listing: Sequence[ListedFile]) -> CopyMark:

@@ -98,17 +98,17 @@ class EmitPlan:
         problems = [
             f"{name}: at least {least} is needed, but got {value}."
             for name, least, value in (
-                ("nodes", 1, self.nodes),
-                ("cpus_per_node", 1, self.cpus_per_node),
-                ("gpus_per_node", 0, self.gpus_per_node),
+                ("--nodes", 1, self.nodes),
+                ("--cpus-per-node", 1, self.cpus_per_node),
+                ("--gpus-per-node", 0, self.gpus_per_node),
                 ("memory_gib_per_node", 1, self.memory_gib_per_node),
                 ("storage_gib", 1, self.storage_gib),
-                ("time_limit_s", 1, 1 if self.time_limit_s is None else self.time_limit_s),
+                ("--time-limit-s", 1, 1 if self.time_limit_s is None else self.time_limit_s),
             )
             if value < least
         ]
         if self.image and not _IMAGE.fullmatch(self.image):
-            problems.append(f"image: a container image must be named, but got {self.image!r}.")
+            problems.append(f"--image: a container image must be named, but got {self.image!r}.")
         problems += [
             f"{name}: a version number is needed, but got {value!r}."
             for name, value in (("version", self.version), ("ray_version", self.ray_version))
@@ -117,7 +117,7 @@ class EmitPlan:
         problems += [
             f"{name}: a text in UTF-8 and without NUL is needed, but got {value!r}."
             for name, value in (
-                ("name", self.study),
+                ("--name", self.study),
                 ("folder", self.folder),
                 ("space", self.space),
                 ("output", self.output),

@@ -4,6 +4,7 @@ import contextlib
 import re
 import shlex
 
+from stability_search.cluster.connection import AgentUnreachableError
 from stability_search.cluster.jobs import Job, Jobs, JobState
 from stability_search.cluster.result import NOT_INSTALLED, AttemptResult, record_name
 from stability_search.errors import InfrastructureError, UsageError
@@ -14,10 +15,8 @@ _NUMBER = re.compile(r"\.\d+$")  # of a later attempt
 
 def read_result(jobs: Jobs, job: Job) -> AttemptResult | None:
     """Return the record of an attempt that is over; None where it left none."""
-    if not job.node_id:
-        return None
-    with contextlib.suppress(InfrastructureError, ValueError):
-        return AttemptResult.from_text(jobs.read_file(job.node_id, record_name(job.id)))
+    with contextlib.suppress(AgentUnreachableError):
+        return _record(jobs, job)
     return None
 
 
@@ -26,15 +25,31 @@ def result_of(jobs: Jobs, job: Job) -> AttemptResult:
 
     Raises:
         UsageError: It never ran because of what was asked for.
-        InfrastructureError: It never ran, or ended without a record: its node or its driver died.
+        InfrastructureError: It never ran, or ended without a record: its node or its driver died;
+            or the record cannot be asked for.
     """
-    result = read_result(jobs, job)
+    result = _record(jobs, job)
     if result is None:
         raise InfrastructureError(_why_no_record(jobs, job), hint=_way_out(jobs, job))
     if result.problem:
         kind = UsageError if result.exit_code == UsageError.exit_code else InfrastructureError
         raise kind(result.problem)
     return result
+
+
+def _record(jobs: Jobs, job: Job) -> AttemptResult | None:
+    """Return a record; raise where a node that is alive cannot be asked for it."""
+    if not job.node_id:
+        return None
+    try:
+        return AttemptResult.from_text(jobs.read_file(job.node_id, record_name(job.id)))
+    except AgentUnreachableError as error:
+        if jobs.has_node(job.node_id):
+            said = f"{job.id}: it has ended, but its record cannot be read: {error.message}"
+            raise AgentUnreachableError(said, hint=error.hint) from error
+    except (InfrastructureError, ValueError):
+        pass
+    return None
 
 
 def _why_no_record(jobs: Jobs, job: Job) -> str:

@@ -22,10 +22,11 @@ from stability_search.cluster.copies import (
     is_there,
     place_in_copy,
     read_mark,
+    refuse_to_replace,
     remove_gone,
     write_mark,
 )
-from stability_search.cluster.jobs import Jobs
+from stability_search.cluster.jobs import Job, Jobs
 from stability_search.cluster.listing import LEDGER, ListedFile
 from stability_search.cluster.looking import list_files
 from stability_search.cluster.result import record_name
@@ -82,7 +83,33 @@ def fetch(
         StoppedEarlyError: The disk is full, or would be.
     """
     job = known_attempt(jobs, name)
+    with _no_empty_folder_left(directory):
+        return _fetch(jobs, job, name, directory, clock=clock, sleep=sleep)
+
+
+@contextlib.contextmanager
+def _no_empty_folder_left(directory: Path) -> Iterator[None]:
+    """Make a folder; remove it again where nothing came."""
+    is_ours = not directory.exists()
     make_folder(directory)
+    try:
+        yield
+    except BaseException:
+        if is_ours:
+            with contextlib.suppress(OSError):  # something came
+                directory.rmdir()
+        raise
+
+
+def _fetch(  # noqa: PLR0913 - as `fetch`, and which attempt
+    jobs: Jobs,
+    job: Job,
+    name: str,
+    directory: Path,
+    *,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> Fetched:
     read_mark(directory, name)  # nothing of a folder that is no copy is touched
     reader = _Reader(jobs=jobs, node_id=job.node_id, name=name, directory=directory)
     with only_writer(directory):
@@ -90,6 +117,7 @@ def fetch(
         began, num_new, num_bytes = clock(), 0, 0
         for _ in range(_ROUNDS):
             listing = list_files(jobs, job, name, sleep)
+            refuse_to_replace(directory, mark, listing)
             mark = write_mark(directory, mark, listing)
             missing = [one for one in listing if not is_there(directory, one)]
             _refuse_without_room(directory, missing)

@@ -15,10 +15,12 @@ from stability_search.cluster.snapshot import (
     status_file,
 )
 from stability_search.cluster.submitting import PYTHON, command_of, known_attempt, place_of
-from stability_search.errors import InfrastructureError, UsageError
+from stability_search.errors import InfrastructureError, StabilitySearchError, UsageError
 
 _JOB_WAIT_S = 180.0  # until a short job has started and ended
 _POLL_S = 0.5
+_STOP_WAIT_S = 5.0  # until one that did not end can be forgotten
+_MAX_DROPPED = 5  # connections, of those that only ask whether it has ended
 _MAX_WORDS = 300  # of what Ray says about an error
 
 Sleep = Callable[[float], None]
@@ -72,11 +74,13 @@ def _snapshot(
 ) -> Iterator[str]:
     """Run a snapshot on the node of a study's driver; it takes no CPU from anybody."""
     if not job.node_id or not jobs.has_node(job.node_id):
-        what = "has died" if job.node_id else "is not known yet: its job waits for a free CPU"
-        raise InfrastructureError(
-            f"{name}: the node that its driver runs on {what}.",
-            hint="Its files are there. Wait, or submit the study again.",
-        )
+        if job.node_id:
+            what, hint = "has died", "Its files are there. Wait, or submit the study again."
+        elif job.state.is_over:
+            what, hint = "never was: its job ended before it began", "Submit the study again."
+        else:
+            what, hint = "is not known yet: its job waits for a free CPU", "Try again later."
+        raise InfrastructureError(f"{name}: the node that its driver runs on {what}.", hint=hint)
     place = place_of(job)
     order = SnapshotOrder(name=name, folder=place.folder, status_format=status_format)
     request = JobRequest(
@@ -84,9 +88,9 @@ def _snapshot(
         command=command_of("snapshot", order.to_text(), place.python or PYTHON),
         node_id=job.node_id,
     )
-    jobs.submit(request)
-    done = _wait(jobs, request.id, sleep)
     try:
+        jobs.submit(request)
+        done = _wait(jobs, request.id, sleep)
         if done.exit_code == NO_DIRECTORY:
             raise UsageError(f"{name}: it has no files yet.", hint="Try again in a minute.")
         if done.exit_code == NOT_INSTALLED:
@@ -100,17 +104,37 @@ def _snapshot(
             raise InfrastructureError(f"{name}: its files could not be listed: {said}")
         yield job.node_id
     finally:
-        with suppress(InfrastructureError):  # one job more in a list is no harm
-            jobs.delete(request.id)
+        with suppress(StabilitySearchError):  # one job more in a list is no harm
+            _forget(jobs, request.id, sleep)
+
+
+def _forget(jobs: Jobs, job_id: str, sleep: Sleep) -> None:
+    """Remove a short job; one that still runs is stopped first, for Ray keeps it otherwise."""
+    job = jobs.find(job_id)
+    if job is not None and not job.state.is_over:
+        jobs.stop(job_id)
+    for _ in range(int(_STOP_WAIT_S / _POLL_S)):
+        if job is None or job.state.is_over:
+            break
+        sleep(_POLL_S)
+        job = jobs.find(job_id)
+    if job is not None:
+        jobs.delete(job_id)
 
 
 def _wait(jobs: Jobs, job_id: str, sleep: Sleep) -> Job:
+    num_dropped = 0
     for _ in range(int(_JOB_WAIT_S / _POLL_S)):
-        job = jobs.find(job_id)
+        try:
+            job = jobs.find(job_id)
+        except InfrastructureError:
+            num_dropped += 1
+            if num_dropped > _MAX_DROPPED:
+                raise
+            job = None
         if job is not None and job.state.is_over:
             return job
         sleep(_POLL_S)
-    jobs.stop(job_id)
     raise InfrastructureError(
         f"{job_id}: a short job on the study's node did not end within {_JOB_WAIT_S:.0f} s.",
         hint="The cluster may be overloaded; try again.",

@@ -7,7 +7,7 @@ is submitted from. Its first attempt has that name, a later one the name and its
 import hashlib
 import re
 
-from stability_search.cluster.parcel import SPACE_FILE, Parcel
+from stability_search.cluster.parcel import Parcel
 from stability_search.errors import UsageError
 from stability_search.space import Space, study_identity
 
@@ -27,8 +27,7 @@ def run_name(space: Space, parcel: Parcel) -> str:
         space: The study's space.
         parcel: What is sent with it.
     """
-    task = Parcel(files={k: v for k, v in parcel.files.items() if k != SPACE_FILE})
-    content = f"{study_identity(space)}/{task.sha256}"
+    content = f"{study_identity(space)}/{parcel.task_sha256}"
     own = _NOT_IN_NAME.sub("-", space.study.name).strip("-_.")[:_MAX_OWN] or "study"
     return f"{own}-{hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]}"
 

@@ -4,12 +4,12 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stability_search import task_files
 from stability_search.errors import UsageError
-from stability_search.space import Space
+from stability_search.space import Space, study_identity
 from stability_search.space_directory import place_beside_space, text_beside_task
 from stability_search.task_files import content_of, files_of_task, refuse_unsendable
 
@@ -26,10 +26,12 @@ class Parcel:
     Attributes:
         files: Content by path in the job's working directory.
         notes: What a user must know about what is not sent, one sentence each.
+        identity: Of the space as it is sent; see `study_identity`.
     """
 
     files: Mapping[str, bytes]
     notes: tuple[str, ...] = ()
+    identity: str = ""
 
     @property
     def num_bytes(self) -> int:
@@ -44,6 +46,11 @@ class Parcel:
             found.update(f"{path}\0{len(content)}\0".encode(errors="surrogateescape"))
             found.update(content)
         return found.hexdigest()
+
+    @property
+    def task_sha256(self) -> str:
+        """The same of everything but the space file."""
+        return Parcel(files={k: v for k, v in self.files.items() if k != SPACE_FILE}).sha256
 
     @property
     def package_name(self) -> str:
@@ -89,7 +96,8 @@ def make_parcel(
             "this folder or on Python's path.",
             hint="Call submit from the folder that holds it, or install it.",
         )
-    folder = Path(place_beside_space(space)).parent  # of the task's file, as its space names it
+    place = place_beside_space(space)
+    folder = Path(place).parent  # of the task's file, as its space names it
     notes = list(found.notes(folder))
     if found.module:
         there = "it must be installed on the cluster, too."
@@ -97,8 +105,11 @@ def make_parcel(
     paths = {(folder / name).as_posix(): path for name, path in found.files.items()}
     refuse_unsendable(paths, max_mib=max_mib, way_out=_WAYS_OUT)
     files = {name: content_of(path) for name, path in paths.items()}
+    sent_task = f"{place}:{space.task_name.rpartition(':')[2]}" if place else space.task_name
     return Parcel(
-        files={SPACE_FILE: text_beside_task(space).encode(), **files}, notes=tuple(notes)
+        files={SPACE_FILE: text_beside_task(space).encode(), **files},
+        notes=tuple(notes),
+        identity=study_identity(replace(space, task_name=sent_task)),
     )
 
 

@@ -8,7 +8,9 @@ its head ends with. So the script believes neither: the study's own exit code is
 import shlex
 
 from stability_search.cluster.emit_plan import EmitPlan
+from stability_search.errors import UsageError
 
+_LEAST_TIME_S = 300  # Ray starts, the study begins, and is warned two minutes before the end
 _BODY = """\
 for program in ray srun stability-search; do
   command -v "$program" >/dev/null || {
@@ -112,7 +114,16 @@ def render_sbatch(plan: EmitPlan) -> str:
 
     Returns:
         A Bash script. Its exit code is the study's, or 4 if Ray did not start.
+
+    Raises:
+        UsageError: The time limit is too short for the warning before it.
     """
+    limit_s = plan.time_limit_s
+    if limit_s is not None and limit_s < _LEAST_TIME_S:
+        raise UsageError(
+            f"--time-limit-s: at least {_LEAST_TIME_S} is needed for slurm, but got {limit_s}: "
+            "the study is warned two minutes before the end."
+        )
     overrides = [word for override in plan.overrides for word in ("--set", override)]
     lines = [
         "#!/bin/bash",
@@ -131,8 +142,8 @@ def render_sbatch(plan: EmitPlan) -> str:
     ]
     if plan.gpus_per_node:
         lines.append(f"#SBATCH --gpus-per-node={plan.gpus_per_node}")
-    if plan.time_limit_s is not None:
-        lines.append(f"#SBATCH --time={_slurm_time(plan.time_limit_s)}")
+    if limit_s is not None:
+        lines.append(f"#SBATCH --time={_slurm_time(limit_s)}")
     lines += [
         "# Whole nodes: `ray stop` ends every Ray of yours on a node, and Ray wants a node alone.",
         "#SBATCH --exclusive",
@@ -156,8 +167,8 @@ def _joined(folder: str, path: str) -> str:
 
 
 def _slurm_time(seconds: int) -> str:
-    """Return days-hours:minutes:seconds, five minutes or more: the warning comes two before."""
-    days, rest = divmod(max(seconds, 300), 86_400)
+    """Return days-hours:minutes:seconds."""
+    days, rest = divmod(seconds, 86_400)
     hours, rest = divmod(rest, 3600)
     minutes, left = divmod(rest, 60)
     return f"{days}-{hours:02}:{minutes:02}:{left:02}"

@@ -13,6 +13,7 @@ from stability_search.cluster.naming import attempt_id
 from stability_search.cluster.parcel import SPACE_FILE, Parcel
 from stability_search.cluster.result import NOT_INSTALLED
 from stability_search.errors import UsageError, UserCodeError
+from stability_search.settings.study import DRIVER_CPUS
 
 RUNS_FOLDER = "~/.stability-search/runs"  # on the node of the driver, of whoever runs Ray there
 FOLDER_KEY = "stability_search_folder"  # metadata of an attempt: where run directories are
@@ -20,6 +21,8 @@ PYTHON_KEY = "stability_search_python"  # the same: which Python runs it
 PYTHON = "python"  # what runs it where nobody names one
 
 _SPACE_KEY = "stability_search_space"
+_STUDY_KEY = "stability_search_study"  # what of the space no resumption may change
+_TASK_KEY = "stability_search_task"
 _FINAL = (0, 3, UserCodeError.exit_code)  # the same study would end in the same way
 _MAX_ATTEMPTS = 1000
 _DRIVER_CPUS = 1  # without one Ray puts it on the head node, beside everybody else's
@@ -74,12 +77,13 @@ def submit(jobs: Jobs, name: str, parcel: Parcel, place: Place) -> Submission:
 
     Raises:
         InfrastructureError: The cluster does not answer, or not as it should.
-        UsageError: It wants another token.
+        UsageError: It wants another token, or has another study of that name.
     """
     latest = latest_attempt(jobs, name)
     number = 1
     if latest is not None:
         number, job = latest
+        _refuse_other_study(name, _latest_that_began(jobs, name, number), parcel)
         found = _what_to_do(jobs, job, parcel)
         if found is not Found.RESUMED:
             return Submission(name=name, attempt=job.id, found=found)
@@ -90,6 +94,7 @@ def submit(jobs: Jobs, name: str, parcel: Parcel, place: Place) -> Submission:
     attempt = attempt_id(name, number)
     node_id = "" if latest is None else _node_to_resume_on(jobs, latest[1])
     if not jobs.submit(_request(name, attempt, parcel, place, node_id)):
+        _refuse_other_study(name, jobs.find(attempt), parcel)  # of whoever was faster
         return Submission(name=name, attempt=attempt, found=Found.RUNNING)
     found = Found.STARTED if latest is None else Found.RESUMED
     return Submission(name=name, attempt=attempt, found=found)
@@ -147,6 +152,40 @@ def command_of(module: str, order: str, python: str) -> str:
     return f"{program} -c {shlex.quote(look)} || exit {NOT_INSTALLED}; {run}"
 
 
+def _latest_that_began(jobs: Jobs, name: str, number: int) -> Job | None:
+    """Return the latest attempt that may have left files; the first to do so chose the task."""
+    for one in range(number, 0, -1):
+        job = jobs.find(attempt_id(name, one))
+        if job is not None and not _has_never_begun(jobs, job):
+            return job
+    return None
+
+
+def _has_never_begun(jobs: Jobs, job: Job) -> bool:
+    if not job.state.is_over:
+        return False
+    if not job.node_id or job.exit_code == NOT_INSTALLED:
+        return True
+    result = read_result(jobs, job)
+    return result is not None and bool(result.problem)
+
+
+def _refuse_other_study(name: str, job: Job | None, parcel: Parcel) -> None:
+    if job is None:
+        return
+    ours = {"task": (_TASK_KEY, parcel.task_sha256), "space": (_STUDY_KEY, parcel.identity)}
+    others = [
+        f"another {what}"
+        for what, (key, value) in ours.items()
+        if job.metadata.get(key, value) != value  # earlier versions kept neither
+    ]
+    if others:
+        raise UsageError(
+            f"{name} on the cluster has {' and '.join(others)} than is to be sent.",
+            hint="Undo the change, or give this study another --name.",
+        )
+
+
 def _what_to_do(jobs: Jobs, job: Job, parcel: Parcel) -> Found:
     if not job.state.is_over:
         return Found.RUNNING
@@ -173,9 +212,14 @@ def _request(name: str, attempt: str, parcel: Parcel, place: Place, node_id: str
             FOLDER_KEY: place.folder,
             PYTHON_KEY: python,
             _SPACE_KEY: _space_sha256(parcel),
+            _STUDY_KEY: parcel.identity,
+            _TASK_KEY: parcel.task_sha256,
         },
         package=parcel.package_name,
-        environment={"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+        environment={
+            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+            DRIVER_CPUS: str(_DRIVER_CPUS),
+        },
     )
 
 

@@ -48,7 +48,7 @@ class RunningTrial:
         has_ended: True once its end has a name.
         was_killed: True once the driver has ended its process.
         is_elsewhere: True if its process is on another machine.
-        refusal: Why its node must not run trials; empty where it may.
+        refusal: Why it must not run on its node; empty where it may.
     """
 
     request: TrialRequest
@@ -101,7 +101,8 @@ class Desk:
     Args:
         source: Is asked and told.
         signals: Whether somebody asked the study to stop.
-        facts_of: What a node is like, by its id, which is empty without Ray.
+        facts_of: What a node is like, by its id, which is empty without Ray; None for one that
+            nobody knows.
 
     Attributes:
         hold_node: Keeps trials off a node, by its id, and returns whether another can run them.
@@ -114,7 +115,7 @@ class Desk:
         self,
         source: TrialSource,
         signals: Signals,
-        facts_of: Callable[[str], NodeFacts] = facts_of_this_machine,
+        facts_of: Callable[[str], NodeFacts | None] = facts_of_this_machine,
     ) -> None:
         self._source = source
         self._signals = signals
@@ -151,11 +152,6 @@ class Desk:
         """Take a trial back that no process has begun; it is given out again."""
         self._running.remove(running)
         self._handed_back.append(running.request)
-
-    @property
-    def num_running(self) -> int:
-        """How many trials are given out and have not ended."""
-        return len(self._running)
 
     @property
     def is_over(self) -> bool:
@@ -248,9 +244,10 @@ class Desk:
         """
         if running is not None:
             self.hand_back(running)
-        is_refused = running is not None and bool(running.refusal)
-        if is_refused or self._watch.is_sick(node_id):
+        if node_id in self._refused or self._watch.is_sick(node_id):
             return  # that node is held: no further worker starts there
+        if running is not None:
+            reason = running.refusal or reason
         what = "no trial" if running is None else running.request.trial_id
         place = node or "an unknown node"
         self.notice(f"a worker on {place} was gone before {what} had begun there: {reason[:300]}")

@@ -9,11 +9,9 @@ import importlib
 import json
 import logging
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -25,9 +23,10 @@ from stability_search.interruption import Signals
 from stability_search.search.desk import Desk
 from stability_search.search.early import EarlyWorkers
 from stability_search.search.joining import cannot_join
-from stability_search.search.machine import Machine, Node, num_cpus
+from stability_search.search.machine import Machine, Node, left_to_trials, num_cpus
 from stability_search.search.nodes import Inspector, NodeFacts, facts_of_this_machine
 from stability_search.search.remains import kill_group
+from stability_search.search.scratch import Scratch
 from stability_search.search.shipping import Cargo
 from stability_search.search.source import TrialSource
 from stability_search.search.worker import WorkerSettings
@@ -42,7 +41,6 @@ _OVERRIDE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"  # what a job brought along, by what 
 _WAIT_S = 0.1  # signals are looked for so often
 _LEAVE_S = 3.0  # what has not ended by then is killed
 _JOIN_S = 0.5  # an import of Ray cannot be broken off; the process ends with it
-_FOLDER_PREFIX = "stability-"  # followed by the driver's process id
 
 # What is needed once the first trial has ended, and Ray: three seconds of imports, during which
 # the early workers load torch and begin. Later they would hold up trials that end.
@@ -87,24 +85,6 @@ def output_to(log: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def remove_stale_folders() -> None:
-    """Remove what drivers left behind that were killed and could not do it themselves."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
-        pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
-        if pid.isdigit() and not _is_running(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
-
-
 class Cluster:
     """A Ray to run trials on: one of our own on this machine, or one that is there already.
 
@@ -116,8 +96,7 @@ class Cluster:
     def __init__(self, address: str | None, cargo: Cargo | None = None) -> None:
         self._address = address
         self.cargo = cargo
-        remove_stale_folders()
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
+        self._scratch = Scratch()
         self._environment_before: dict[str, str | None] = {}
         self._host: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -205,7 +184,7 @@ class Cluster:
     def _start_host(self) -> None:
         kwargs = {
             "include_dashboard": False,
-            "_temp_dir": str(self._folder),
+            "_temp_dir": str(self._scratch.path),
             "object_store_memory": OBJECT_STORE_BYTES,
             "num_cpus": num_cpus(),
             "logging_level": logging.ERROR,
@@ -256,7 +235,7 @@ class Cluster:
         """Let Ray bring the task's files to every node."""
         if self.cargo is None or not self.cargo.files:
             return None
-        return {"py_modules": [str(self.cargo.write(self._folder))]}
+        return {"py_modules": [str(self.cargo.write(self._scratch.path))]}
 
     def _host_address(self) -> str:
         assert self._socket is not None  # noqa: S101 - for ourselves: the host was started
@@ -272,13 +251,12 @@ class Cluster:
 
         Once more those of killed drivers, too: their last processes may have written since.
         """
-        shutil.rmtree(self._folder, ignore_errors=True)
-        remove_stale_folders()
+        self._scratch.remove()
 
     @property
     def storage(self) -> Path:
         """Where Ray Tune may keep what nobody reads."""
-        return self._folder / "tune"
+        return self._scratch.path / "tune"
 
     @property
     def head(self) -> str:
@@ -288,10 +266,13 @@ class Cluster:
         return str(ray.get_runtime_context().gcs_address)
 
     def nodes(self) -> list[Node]:
-        """Return what each node offers, once `wait` has returned."""
+        """Return what each node offers to trials, once `wait` has returned."""
+        import ray
+
         from stability_search.search.quarantine import living_nodes
 
-        return living_nodes()
+        here = ray.get_runtime_context().get_node_id()
+        return left_to_trials(living_nodes(), here, os.environ)
 
 
 def worker_settings(machine: Machine, folder: Path, cargo: Cargo | None = None) -> WorkerSettings:
@@ -322,7 +303,7 @@ def drive(  # noqa: PLR0913 - where, with what, and for whom
     folder: Path,
     signals: Signals,
     early: EarlyWorkers | None = None,
-    facts_of: Callable[[str], NodeFacts] = facts_of_this_machine,
+    facts_of: Callable[[str], NodeFacts | None] = facts_of_this_machine,
     inspector: Inspector | None = None,
 ) -> None:
     """Run trials until the source is over.
@@ -334,7 +315,7 @@ def drive(  # noqa: PLR0913 - where, with what, and for whom
         folder: Where relative paths of the task start from.
         signals: Checked several times a second.
         early: Workers that train until those of the cluster are ready.
-        facts_of: Says what a node is like, by Ray's id of it.
+        facts_of: Says what a node is like, by Ray's id of it; None where nobody knows.
         inspector: Asks nodes that join later what they are like; None where all trials run on
             this machine.
 

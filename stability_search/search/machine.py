@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from stability_search.errors import UsageError
-from stability_search.settings.study import Resources
+from stability_search.settings.study import DRIVER_CPUS, Resources
 from stability_search.space import Space
 
 Device = Literal["cpu", "cuda"]
@@ -111,6 +111,25 @@ def num_cpus() -> int:
 def this_machine() -> Node:
     """Return what this machine offers to trials on the CPU, without asking Ray."""
     return Node(host=os.uname().nodename, resources={"CPU": float(num_cpus())})
+
+
+def left_to_trials(
+    nodes: Sequence[Node], driver_id: str, environment: Mapping[str, str]
+) -> list[Node]:
+    """Return what each node offers to trials where a job reserves CPU cores for this driver.
+
+    Args:
+        nodes: What each node offers.
+        driver_id: Ray's id of the node that this process runs on.
+        environment: Says how many cores are reserved; none where it does not.
+    """
+    reserved = float(environment.get(DRIVER_CPUS, 0.0))
+    return [
+        replace(node, resources={**node.resources, "CPU": node.resources["CPU"] - reserved})
+        if node.node_id == driver_id and node.resources.get("CPU", 0.0) >= reserved > 0
+        else node
+        for node in nodes
+    ]
 
 
 def choose_machine(space: Space, *nodes: Node, is_joined: bool = False) -> Machine:

@@ -36,6 +36,7 @@ from stability_search.search.shipping import (
 from stability_search.settings.trial import TaskReference
 
 ANSWER_S = 60.0  # a node has so long to say what it is like; starting a worker takes seconds
+LATE_ANSWER_S = 10.0  # one that joins later: a worker lives there, and a study waits meanwhile
 _POLL_S = 0.2  # signals are looked for so often
 _SHOWN = 60  # characters of an error in the table
 _MISSING = "missing"
@@ -264,9 +265,9 @@ class Inspector:
         self._facts: dict[str, NodeFacts] = {}
         self._problems: dict[str, str] = {}
 
-    def facts_of(self, node_id: str) -> NodeFacts:
-        """Return what a node is like; this machine for one that was never asked."""
-        return self._facts.get(node_id, self._here)
+    def facts_of(self, node_id: str) -> NodeFacts | None:
+        """Return what a node is like; None for one that has not said it."""
+        return self._facts.get(node_id)
 
     def check_all(self, machine: Machine, living: Callable[[], Sequence[Node]], look: Look) -> str:
         """Compare every node that could run a trial with this machine.
@@ -321,11 +322,18 @@ class Inspector:
         """Return why a node that joined later must run no trial; empty if it may.
 
         Args:
-            node_id: Ray's id of it; asked the first time only.
+            node_id: Ray's id of it; asked until it has answered.
             look: Called while it answers.
+
+        Raises:
+            TimeoutError: It did not answer in time.
         """
         if node_id not in self._facts and node_id not in self._problems:
-            failures = self._ask([node_id], look)
+            failures = self._ask([node_id], look, answer_s=LATE_ANSWER_S)
+            if failures.get(node_id) == "":
+                raise TimeoutError(
+                    f"its node did not say within {LATE_ANSWER_S:g} s what it is like"
+                )
             if failures:
                 self._problems[node_id] = str(failed("", failures[node_id], self._here))
             else:
@@ -334,16 +342,23 @@ class Inspector:
                 self._problems[node_id] = "; ".join(map(str, listed))
         return self._problems.get(node_id, "")
 
-    def _ask(self, node_ids: Sequence[str], look: Look) -> dict[str, str]:
+    def _ask(
+        self, node_ids: Sequence[str], look: Look, *, answer_s: float = ANSWER_S
+    ) -> dict[str, str]:
         """Keep what nodes are like, and return why the others did not say it."""
         words = (self._cargo.name, self._cargo.module)
-        answers, failures = ask_nodes(facts_there, words, node_ids, look)
+        answers, failures = ask_nodes(facts_there, words, node_ids, look, answer_s=answer_s)
         self._facts |= answers
         return failures
 
 
 def ask_nodes(
-    question: Callable[..., Answer], words: Sequence[str], node_ids: Sequence[str], look: Look
+    question: Callable[..., Answer],
+    words: Sequence[str],
+    node_ids: Sequence[str],
+    look: Look,
+    *,
+    answer_s: float = ANSWER_S,
 ) -> tuple[dict[str, Answer], dict[str, str]]:
     """Run a function as a task on each of some nodes; it takes no CPU from anybody.
 
@@ -352,6 +367,7 @@ def ask_nodes(
         words: Its arguments.
         node_ids: Ray's ids of the nodes.
         look: Called while they answer.
+        answer_s: Seconds they have together.
 
     Returns:
         What came back by node, and why nothing came from the others; empty for no answer in time.
@@ -364,7 +380,7 @@ def ask_nodes(
     for node_id in node_ids:
         there = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
         asked[task.options(scheduling_strategy=there).remote(*words)] = node_id
-    waiting, deadline = list(asked), time.monotonic() + ANSWER_S
+    waiting, deadline = list(asked), time.monotonic() + answer_s
     answers: dict[str, Answer] = {}
     failures: dict[str, str] = {}
     while waiting and time.monotonic() < deadline:

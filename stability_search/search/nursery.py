@@ -13,7 +13,7 @@ import sys
 import traceback
 from multiprocessing.connection import Connection
 
-from stability_search.search.remains import end_with_parent
+from stability_search.interruption import end_with_parent
 from stability_search.search.worker import ReportKind, Worker, WorkerSettings, load_torch
 
 

@@ -21,7 +21,8 @@ class Quarantine:
     """Holds the resources of sick nodes, so that Ray starts workers elsewhere.
 
     They are reserved, one trial's share at a time, so that what a running trial occupies can be
-    held when it ends. A reservation needs no process, and on a sick node none might start.
+    held when it ends. A reservation needs no process, and on a sick node none might start. Ray
+    takes all of them back when the driver leaves.
 
     Args:
         machine: What a trial occupies.
@@ -71,13 +72,6 @@ class Quarantine:
             node.node_id not in self._held and self._machine.num_slots_on(node) > 0
             for node in living_nodes()
         )
-
-    def release_all(self) -> None:
-        """Give everything back."""
-        for groups in self._held.values():
-            for group in groups:
-                remove_placement_group(group)
-        self._held.clear()
 
 
 def node_of(actor: Any) -> str:  # noqa: ANN401 - Ray's handle has no public type

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from stability_search.search.remains import end_with_parent
+from stability_search.interruption import end_with_parent
 
 
 def ensure_private_token(home: Path, environment: Mapping[str, str]) -> None:

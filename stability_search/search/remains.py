@@ -7,16 +7,13 @@ Every worker heads a process group of its own, which is killed as one. What has 
 """
 
 import contextlib
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "STABILITY_SEARCH_DRIVER"  # variable that every process of a study inherits
 
-_PR_SET_PDEATHSIG = 1  # of Linux: which signal a process gets when its parent dies
 _PASSES = 3  # a process may fork while its parent is being killed
 
 
@@ -24,15 +21,6 @@ def lead_group() -> None:
     """Make this process the head of a group that its children belong to."""
     with contextlib.suppress(PermissionError):  # it leads a session, and so a group, already
         os.setpgid(0, 0)
-
-
-def end_with_parent() -> None:
-    """Ask Linux to end this process with the thread that started it.
-
-    Elsewhere a process ends once it finds its connection closed.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def kill_group(pid: int) -> None:

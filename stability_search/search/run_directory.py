@@ -38,7 +38,7 @@ _BYTES_PER_STEP = 300
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunDirectory:
-    """Where the files of one study are; the names stand here and nowhere else.
+    """Where the files of one study are.
 
     Attributes:
         path: The directory.
@@ -67,29 +67,9 @@ class RunDirectory:
         return self.path / "trials.parquet"
 
     @property
-    def trials_csv(self) -> Path:
-        """The same for spreadsheets."""
-        return self.path / "trials.csv"
-
-    @property
-    def configurations_parquet(self) -> Path:
-        """A row per configuration."""
-        return self.path / "configurations.parquet"
-
-    @property
-    def configurations_csv(self) -> Path:
-        """The same for spreadsheets."""
-        return self.path / "configurations.csv"
-
-    @property
     def report_html(self) -> Path:
         """The report as one page."""
         return self.path / "report.html"
-
-    @property
-    def report_md(self) -> Path:
-        """The report as text."""
-        return self.path / "report.md"
 
     @property
     def report_json(self) -> Path:

@@ -15,11 +15,11 @@ class Place:
 
     Attributes:
         host: Name of the node; empty where the worker died before anybody knew.
-        facts: What the node is like.
+        facts: What the node is like; None where nobody knows.
     """
 
     host: str
-    facts: NodeFacts
+    facts: NodeFacts | None
 
 
 class TrialSource(Protocol):

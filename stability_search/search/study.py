@@ -55,6 +55,9 @@ from stability_search.space_directory import default_path, refuse_changed_task
 _EXIT_TERMINATED = 143
 _EXIT_ERRORS_WITH_REPORT = (4, 5, 6, 130, 143)
 
+Last = Callable[[Study], None]
+"""Takes the end of a study that cannot be returned: the process ends after it."""
+
 
 def run(
     space: Space | str | Path,
@@ -82,13 +85,18 @@ def run(
     )
 
 
-def run_study(
+def _say_nothing(_study: Study) -> None:
+    return
+
+
+def run_study(  # noqa: PLR0913 - what, where, and who hears of it
     space: Space,
     *,
     output: Path | None,
     address: str | None,
     command: str,
     on_event: Listener,
+    on_lost: Last = _say_nothing,
 ) -> Study:
     """Make a run directory and run a study in it.
 
@@ -98,6 +106,8 @@ def run_study(
         address: Ray cluster to join; None starts one on this machine.
         command: The command line, for the record.
         on_event: Hears what happens.
+        on_lost: Called in another thread with the study where its cluster's head is gone, before
+            the process ends with exit code 4.
 
     Returns:
         The study, finished or stopped early; its verdict has the exit code.
@@ -122,17 +132,19 @@ def run_study(
         _early_workers(space, directory, address) as early,
     ):
         ledger = Ledger.create(directory.ledger, run_directory.study_facts(space))
-        study = _Running(space, directory, ledger, command=command, news=News(space, on_event))
+        news = News(space, on_event)
+        study = _Running(space, directory, ledger, command=command, news=news, on_lost=on_lost)
         return study.run(address, early, signals)
 
 
-def resume_study(
+def resume_study(  # noqa: PLR0913 - as above
     path: Path,
     overrides: Sequence[str],
     *,
     address: str | None,
     command: str,
     on_event: Listener,
+    on_lost: Last = _say_nothing,
 ) -> Study:
     """Go on with a run where its ledger ends.
 
@@ -143,6 +155,7 @@ def resume_study(
         address: As in `run_study`.
         command: The command line, for the record.
         on_event: Hears what happens.
+        on_lost: As in `run_study`.
 
     Raises:
         UsageError: No run directory, another process writes to it, the task changed, or an
@@ -167,7 +180,8 @@ def resume_study(
         if new.text != facts["space_text"]:
             write_whole(directory.space, new.text)
             forget_verdict(ledger, {**facts, "space_text": new.text})
-        study = _Running(new, directory, ledger, command=command, news=News(new, on_event))
+        news = News(new, on_event)
+        study = _Running(new, directory, ledger, command=command, news=news, on_lost=on_lost)
         return study.run(address, None, signals)
 
 
@@ -199,14 +213,22 @@ def _early_workers(
 class _Running:
     """One study from its first trial, or the next, to a verdict or a reason to stop early."""
 
-    def __init__(
-        self, space: Space, directory: RunDirectory, ledger: Ledger, *, command: str, news: News
+    def __init__(  # noqa: PLR0913 - what it works on, and who hears of it
+        self,
+        space: Space,
+        directory: RunDirectory,
+        ledger: Ledger,
+        *,
+        command: str,
+        news: News,
+        on_lost: Last,
     ) -> None:
         self._space = space
         self._directory = directory
         self._ledger = ledger
         self._command = command
         self._news = news
+        self._on_lost = on_lost
 
     def run(self, address: str | None, early: EarlyWorkers | None, signals: Signals) -> Study:
         """Run until there is a verdict or a reason to stop early."""
@@ -298,11 +320,12 @@ class _Running:
                 run = shlex.quote(str(self._directory.path))
                 hint = f"\nMend that, then go on with `stability-search resume {run}`."
                 verdict = self._stopped(InfrastructureError(f"ray: {text}.", hint=hint))
-                write_all(
+                study = write_all(
                     self._space, self._directory, self._ledger.rows(), verdict, self._command
                 )
                 self._news.study_finished(verdict, report=self._directory.report_html)
                 cluster.remove_folder()
+                self._on_lost(study)
             finally:
                 os._exit(InfrastructureError.exit_code)
 

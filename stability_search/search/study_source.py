@@ -105,7 +105,7 @@ class StudySource:
         started = self._started.pop(request.trial_id, _Started(at=stamp(now), node=place.host))
         node = place.host or started.node
         is_known = node and summary.device != "cuda"  # else it was lost before it named the GPU
-        fingerprint = place.facts.fingerprint(summary.device) if is_known else ""
+        fingerprint = place.facts.fingerprint(summary.device) if place.facts and is_known else ""
         started_at = earlier_start(started.at, ended=now, wall_s=summary.wall_s)
         row = self.plan.finish(
             request, summary, started_at=started_at, node=node, fingerprint=fingerprint
@@ -142,7 +142,7 @@ class StudySource:
 
     def _note_node(self, row: TrialRow, place: Place) -> None:
         """Keep what a fingerprint stands for, the first time that it is seen."""
-        if self._environment.knows(row):
+        if place.facts is None or self._environment.knows(row):
             return
         difference = self._environment.note(row, place.facts)
         if difference:

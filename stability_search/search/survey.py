@@ -79,6 +79,7 @@ class Survey:
         nodes: Its living nodes, by name.
         dashboard: `HOST:PORT` on which its head offers the dashboard; empty for none.
         is_head_here: True if this machine is the head.
+        has_sent_token: True if a token went along when it was joined, asked for or not.
         seconds: How long joining and asking took.
     """
 
@@ -86,6 +87,7 @@ class Survey:
     nodes: tuple[SurveyedNode, ...]
     dashboard: str = ""
     is_head_here: bool = False
+    has_sent_token: bool = False
     seconds: float = field(default=0.0, compare=False)
 
 
@@ -125,6 +127,7 @@ def survey(address: str) -> Survey:
                 is_head_here=any(
                     node.host == here.host and _OF_HEAD in node.resources for node in nodes
                 ),
+                has_sent_token=_sends_token(),
                 seconds=time.monotonic() - began,
             )
     finally:
@@ -214,6 +217,11 @@ def _skew(state: NodeState | None, asked: tuple[float, float]) -> float | None:
         return None
     before, after = asked
     return min(0.0, state.clock_s - before) or max(0.0, state.clock_s - after)
+
+
+def _sends_token() -> bool:
+    """Return True if Ray sends a token; for `auto` it decides itself, and sets the variable."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
 
 
 def _dashboard() -> str:

@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from stability_search.interruption import end_with_parent
 from stability_search.records.trial import Outcome, TrialSummary
-from stability_search.search.remains import end_with_parent, ended_at_last, kill_group
+from stability_search.search.remains import ended_at_last, kill_group
 from stability_search.search.request import TrialRequest
 from stability_search.search.worker import Worker, WorkerSettings
 from stability_search.settings.trial import TrialConstants

@@ -169,6 +169,9 @@ class Bridge(Callback):
         self._look_at_waiting()
         if self._desk.must_leave:
             raise Leave
+        self._kill_overdue()
+
+    def _kill_overdue(self) -> None:
         for ray_id, running in self._running.items():
             if running.is_overdue and not running.kill() and ray_id in self._actors:
                 kill_there(running, self._actors[ray_id])
@@ -196,24 +199,35 @@ class Bridge(Callback):
         self._actors[trial.trial_id] = actor
         running.node_id = self._node_id(actor)
         node, pid = self._places.get(actor, (str(trial.node_ip or ""), 0))
-        problem = self._problem_of(running.node_id)
-        if problem:
-            running.node = host_of(running.node_id) or node
-            self._desk.refuse_node(running, problem)
+        if not self._is_welcome(running, node):
             ray.kill(actor)
             return
         running.is_elsewhere = self._is_elsewhere(running.node_id)
         if actor in self._begun:
             self._desk.begin(running, node=node, pid=pid)
 
-    def _problem_of(self, node_id: str) -> str:
-        if self._inspector is None or not node_id:
-            return ""
-        return self._inspector.problem_of(node_id, self._leave_if_asked)
+    def _is_welcome(self, running: RunningTrial, node: str) -> bool:
+        """Ask a node that joined later; the trial is given again where it must not run there.
 
-    def _leave_if_asked(self) -> None:
+        One that does not answer is asked again with its next trial, until it counts as sick.
+        """
+        if self._inspector is None or not running.node_id:
+            return True
+        try:
+            problem = self._inspector.problem_of(running.node_id, self._look_while_asking)
+        except TimeoutError as silence:
+            running.refusal = str(silence)
+            return False
+        if problem:
+            running.node = host_of(running.node_id) or node
+            self._desk.refuse_node(running, problem)
+        return not problem
+
+    def _look_while_asking(self) -> None:
+        """Leave if somebody asked: Tune's loop waits; and no other trial gets more time by it."""
         if self._signals.received is not None:
             raise Leave
+        self._kill_overdue()
 
     def _is_elsewhere(self, node_id: str) -> bool:
         if node_id not in self._addresses:
@@ -232,14 +246,15 @@ class Bridge(Callback):
         payload = result.pop("payload", None)
         place = str(result.get("hostname") or ""), int(result.get("pid") or 0)
         actor: Any = trial.temporary_state.ray_actor
+        running = self._running.get(trial.trial_id)
+        if running is not None and running.refusal:  # its worker is being ended
+            return
         if actor not in self._places:
             self._desk.note_start(self._node_id(actor))
         self._places[actor] = place
-        if result["kind"] == WARM:  # the scheduler has noted it
+        if running is None:  # it warms up: the scheduler has noted it
             return
-        running, kind = self._running[trial.trial_id], ReportKind(result["kind"])
-        if running.refusal:  # its worker is being ended
-            return
+        kind = ReportKind(result["kind"])
         if kind is ReportKind.STARTED:
             self._begun.add(actor)
             self._desk.begin(running, node=place[0], pid=place[1])

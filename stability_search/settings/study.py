@@ -10,6 +10,9 @@ from stability_search.settings.trial import KillRule
 
 SamplerName = Literal["tpe", "random", "qmc"]
 
+DRIVER_CPUS = "STABILITY_SEARCH_DRIVER_CPUS"
+"""Environment variable: how many CPU cores of its node are reserved for a study's driver."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
@@ -59,7 +62,8 @@ class ConfirmSettings:
 
     Attributes:
         top: Candidates taken from the search, >= 1.
-        seeds: Fresh seeds of each configuration, >= 1; fewer than 5 never name a winner.
+        seeds: Fresh seeds of each configuration, >= 1; fewer than 5 name no winner at one look.
+            Those that meet the bar get as many again, once, where the first look names none.
         steps: Optimizer steps of a confirm trial, >= `trial.steps`.
         octaves: Doublings of the learning rate tried above a configuration, >= 0.
         min_margin: Doublings it must survive to be called stable, <= `octaves`.

@@ -147,7 +147,7 @@ class ConfirmBlock(Block):
     seeds: int = Field(
         default=_DEFAULT.confirm.seeds,
         ge=1,
-        description="Fresh seeds of each; fewer than 5 never name a winner.",
+        description="Fresh seeds of each; fewer than 5 name no winner at one look.",
     )
     steps: int = Field(
         default=_DEFAULT.confirm.steps, ge=20, description="Steps of a confirm trial."

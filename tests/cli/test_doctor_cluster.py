@@ -362,12 +362,55 @@ def test_the_loopback_address_of_another_machine_is_not_tried_here(
 
 
 @pytest.mark.parametrize(
-    ("mode", "state"),
-    [("", State.WARN), ("disabled", State.WARN), ("token", State.OK), ("TOKEN", State.OK)],
+    ("has_sent_token", "is_asked_for", "state", "found"),
+    [
+        (False, None, State.WARN, "OPEN: it let us in without"),
+        (False, True, State.WARN, "OPEN: it let us in without"),
+        (True, False, State.WARN, "OPEN: a token was sent, but the dashboard demands none"),
+        (True, None, State.WARN, "a token was sent; whether it is demanded cannot be told from"),
+        (True, True, State.OK, "one was sent, and nobody gets in without"),
+    ],
 )
-def test_a_cluster_that_lets_everybody_in_is_said_loudly(
-    mode: str, state: State, tmp_path: Path
+def test_a_cluster_that_may_let_everybody_in_is_said_loudly(
+    *, has_sent_token: bool, is_asked_for: bool | None, state: State, found: str
 ) -> None:
-    check = check_entry({"RAY_AUTH_MODE": mode}, tmp_path)
+    check = check_entry(has_sent_token=has_sent_token, is_asked_for=is_asked_for)
     assert (check.name, check.state) == ("token", state)
-    assert check.found.startswith("OPEN: it let us in") == (state is State.WARN)
+    assert check.found.startswith(found)
+
+
+@pytest.mark.parametrize("mode", ["", "token"])  # as here, which says nothing of what was sent
+@pytest.mark.parametrize(
+    ("has_sent_token", "told", "shown"),
+    [
+        (False, TokenUse.NOT_WANTED, "warn  token      OPEN: it let us in without"),
+        (True, TokenUse.NOT_WANTED, "warn  token      OPEN: a token was sent"),
+        (True, TokenUse.MISSING, "ok    token      one was sent"),
+    ],
+)
+def test_what_was_sent_and_what_the_dashboard_asks_for_tell_who_gets_in(  # noqa: PLR0913 - cases
+    *,
+    has_sent_token: bool,
+    told: TokenUse,
+    shown: str,
+    mode: str,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    file = home / ".ray" / "auth_token"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("canary")
+    file.chmod(0o644)
+    cluster = Survey(
+        here=HERE,
+        nodes=(node("a"),),
+        dashboard="10.0.0.5:8265",
+        has_sent_token=has_sent_token,
+    )
+    monkeypatch.setattr(surveying, "survey", lambda _address: cluster)
+    monkeypatch.setattr(seeing, "look_from_outside", lambda _: Outside(token=told))
+    _, out, _ = call(capfd, "--address", "auto")
+    assert shown.split(None, 2)[2] in out
+    assert ("others on this machine may read it" in out) == has_sent_token

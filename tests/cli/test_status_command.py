@@ -55,6 +55,22 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RunStatus]]:
     return answers  # type: ignore[return-value]
 
 
+def test_a_copy_of_a_study_is_not_to_be_gone_on_with(
+    answer: list[RunStatus], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer.append(found())
+    (tmp_path / ".fetched").write_text('{"name": "far", "paths": [], "ledgers": []}')
+
+    assert main(["status", str(tmp_path)]) == 0
+    out = capfd.readouterr().out
+    assert "problem: a copy, as of its last fetch: the study itself is on a cluster" in out
+    assert out.splitlines()[-1].startswith("next: stability-search fetch far --address URL  # ")
+
+    (tmp_path / ".fetched").unlink()
+    assert main(["status", str(tmp_path)]) == 0
+    assert "next: stability-search resume" in capfd.readouterr().out
+
+
 def test_line_by_line(answer: list[RunStatus], capfd: pytest.CaptureFixture[str]) -> None:
     answer.append(found())
 

@@ -210,3 +210,9 @@ def test_a_token_is_never_shown(tmp_path: Path) -> None:
 
     assert CANARY not in f"{address} {address!r}"
     assert CANARY in address.token  # the twin: it is there
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])  # noqa: S104 - it is refused
+def test_where_a_dashboard_listens_is_no_way_to_it(host: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"not how it is reached.*http://127\.0\.0\.1:8265\."):
+        read(f"http://{host}:8265", tmp_path)

@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from stability_search import __version__
 from stability_search.cluster import attempt, snapshot
-from stability_search.cluster.attempt import AttemptOrder, run_attempt
+from stability_search.cluster.attempt import AttemptOrder, StopRequest, run_attempt
 from stability_search.cluster.result import AttemptResult, own_log_folder, record_name
 from stability_search.cluster.snapshot import NO_DIRECTORY, SnapshotOrder
 
@@ -23,6 +25,7 @@ space:
   learning_rate: {loguniform: {low: 1e-3, high: 0.1}}
 search: {trials: 3}
 """
+LOG = "job-driver-s.2.log"
 # Stands in for our own command: notes its words, prints, and ends as its environment says.
 STAND_IN = """\
 import os, pathlib, shutil, sys, time
@@ -38,7 +41,9 @@ if "VANISHES" in os.environ:  # as where another node of this machine unpacks wh
 print("Verdict.")
 print("news", file=sys.stderr)
 if "SLEEPS" in os.environ:
-    (folder / "ready").touch()
+    part = folder / "part"
+    part.write_text(str(os.getpid()))
+    part.rename(folder / "ready")
     time.sleep(60)
 sys.stdout.flush()
 if "DIES" in os.environ:
@@ -126,6 +131,44 @@ def test_another_study_under_the_name_of_one_is_refused(folder: Path, value: str
     assert not (folder / "words").exists()
 
 
+TASK = "import layers\n\n\nclass Mine:\n    def __init__(self, width: int = 4) -> None: ...\n"
+
+
+def begin_with_task(folder: Path) -> Path:
+    directory = begin(folder)
+    for place in (folder, directory):
+        (place / "space.yaml").write_text(SPACE.replace("teacher", "./mine.py:Mine"))
+        (place / "mine.py").write_text(TASK)
+        (place / "layers.py").write_text("WIDTH = 4\n")
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [("mine.py", TASK.replace("4", "8"), "width: int = 8"), ("layers.py", "W = 8\n", "+W = 8")],
+)
+def test_a_changed_task_under_the_name_of_a_study_is_refused_with_the_difference(
+    folder: Path, name: str, text: str, line: str
+) -> None:
+    begin_with_task(folder)
+    (folder / name).write_text(text)
+
+    result = run_attempt(order(folder), address="a")
+
+    assert result.exit_code == 2
+    assert result.problem.startswith("s: a study of that name is there, but: ")
+    assert line in result.problem
+    assert "another --name" in result.problem
+    assert not (folder / "words").exists()
+
+
+def test_the_twin_a_task_that_is_as_it_was_goes_on(folder: Path) -> None:
+    directory = begin_with_task(folder)
+
+    assert run_attempt(order(folder), address="a").exit_code == 0
+    assert words(folder) == [f"resume {directory} --address a"]
+
+
 def test_a_study_goes_on_where_it_is_now_asked_to_run(folder: Path) -> None:
     directory = begin(folder)
     placed = SPACE.replace("trials: 3", "trials: 3, resources: {labels: {pool: spot}}")
@@ -194,11 +237,9 @@ def test_a_space_that_this_version_cannot_read_runs_nothing(folder: Path) -> Non
     assert "space.yaml:1:" in result.problem
 
 
-def test_a_stopped_job_leaves_its_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGTERM reaches the study, which ends; the process around it outlives it."""
-    monkeypatch.setenv("SLEEPS", "1")
-    monkeypatch.setenv("RAY_ADDRESS", "a")
-    log = folder / "job-driver-s.2.log"
+def start_job(folder: Path) -> "subprocess.Popen[bytes]":
+    """Start a job in a process of its own, and return once its study runs."""
+    log = folder / LOG
     # The real code, which the stand-in hides from what it starts.
     start = (
         f"import sys; sys.path[:0] = {sys.path!r}; from stability_search.cluster import attempt"
@@ -210,18 +251,92 @@ def test_a_stopped_job_leaves_its_record(folder: Path, monkeypatch: pytest.Monke
             stdout=output,
             stderr=output,
             start_new_session=True,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-            | {"PYTHONPATH": str(folder / "path")},
+            env=os.environ
+            | {
+                "PYTHONPATH": str(folder / "path"),
+                "TMPDIR": str(folder),  # a job that is killed leaves its copy there
+                "SLEEPS": "1",
+                "RAY_ADDRESS": "a",
+            },
         )
     while not (folder / "ready").exists():
         assert job.poll() is None, log.read_text()
         time.sleep(0.02)
+    return job
+
+
+def has_ended(pid: int) -> bool:
+    """Return True if a process is gone, or is only waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except OSError:
+        return True
+
+
+def test_a_study_ends_with_a_job_that_is_killed(folder: Path) -> None:
+    """Else nothing could stop it, and nothing could go on with it."""
+    job = start_job(folder)
+    study = int((folder / "ready").read_text())
+    assert not has_ended(study)
+    job.kill()
+    job.wait()
+    while not has_ended(study):  # the test's own limit ends it
+        time.sleep(0.02)
+
+
+def test_a_stopped_job_leaves_its_record(folder: Path) -> None:
+    """SIGTERM reaches the study, which ends; the process around it outlives it."""
+    job = start_job(folder)
     os.killpg(job.pid, signal.SIGTERM)
 
     assert job.wait(60) == 143
     record = AttemptResult.from_text((folder / record_name("s.2")).read_bytes())
     assert (record.exit_code, record.lines) == (143, ("Incomplete.",))
-    assert "news" in log.read_text()
+    assert "news" in (folder / LOG).read_text()
+
+
+def test_a_job_that_is_stopped_before_its_study_begins_never_begins_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def be_stopped(*_: object, **__: object) -> None:
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+
+    handlers: dict[int, Callable[[int, None], None]] = {}
+    monkeypatch.setattr(attempt, "own_log_folder", lambda: folder)
+    monkeypatch.setattr(attempt.signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(attempt.shutil, "copytree", be_stopped)
+    monkeypatch.setenv("RAY_ADDRESS", "a")
+
+    assert attempt.main([order(folder).to_text()]) == 143
+
+    record = AttemptResult.from_text((folder / record_name("s.2")).read_bytes())
+    assert (record.exit_code, record.lines) == (143, ("Stopped before it began.",))
+    assert not (folder / "words").exists()
+
+
+def test_a_study_that_is_made_while_the_signal_comes_is_ended(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def receive() -> IO[bytes]:
+        stop.receive()
+        return original()
+
+    stop, original = StopRequest(), attempt.tempfile.TemporaryFile
+    monkeypatch.setattr(attempt.tempfile, "TemporaryFile", receive)
+    monkeypatch.setenv("SLEEPS", "1")
+
+    result = run_attempt(order(folder), address="a", stop=stop)
+
+    assert (result.exit_code, result.lines) == (143, ("Incomplete.",))
+
+
+def test_a_study_that_ray_did_not_ask_to_end_is_asked() -> None:
+    stop = StopRequest()
+    with subprocess.Popen(["/bin/sleep", "60"]) as study:
+        stop.reach(study)
+        assert study.poll() is None
+        stop.receive()
+        assert study.wait(30) == -signal.SIGTERM
 
 
 def test_the_log_folder_is_where_standard_output_is_written(tmp_path: Path) -> None:

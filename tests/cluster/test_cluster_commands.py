@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stability_search.cli import cluster_commands, main
-from stability_search.cluster import stopping
+from stability_search.cluster import fetching, stopping
 from stability_search.cluster.address import ClusterAddress
 from stability_search.cluster.jobs import JobRequest, JobState
 from stability_search.cluster.result import AttemptResult
@@ -206,11 +206,77 @@ def test_a_status_of_a_cluster_is_that_of_its_node(
     code, out, _ = call(capfd, "status", "mine")
     assert code == 0
     assert out.splitlines() == [
-        f"mine on {URL}: job mine succeeded",
+        f"mine on {URL}: attempt mine, exit 0, there is a choice",
         "/far/mine: finished",
         f"next: stability-search fetch mine --address {URL}",
     ]
     assert call(capfd, "status", "mine", "--format", "json")[1] == '{\n  "state": "finished"\n}\n'
+
+
+def test_an_end_is_told_by_the_record_and_not_in_rays_word(
+    jobs: FakeJobs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    jobs.on_submit = ends(3)
+    submit(capfd, "--name", "mine", "--no-wait")
+    jobs.files = {"stability-search/mine/status.table": b"/far/mine: finished\n"}
+
+    assert call(capfd, "stop", "mine") == (
+        0,
+        "",
+        "mine: it had ended before: exit 3, no stable configuration\n",
+    )
+    status = call(capfd, "status", "mine")[1]
+    assert status.startswith(f"mine on {URL}: attempt mine, exit 3, no stable configuration\n")
+
+
+def test_a_job_without_a_record_is_not_said_to_have_failed_or_succeeded(
+    jobs: FakeJobs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    jobs.on_submit = lambda request, jobs: jobs.set(request.id, JobState.SUCCEEDED, exit_code=0)
+    submit(capfd, "--name", "mine", "--no-wait")
+
+    assert call(capfd, "stop", "mine")[2] == (
+        "mine: it had ended before: no record of how it ended\n"
+    )
+
+
+def test_a_status_of_a_study_that_waits_for_a_cpu_is_no_error(
+    jobs: FakeJobs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    jobs.on_submit = start_nothing
+    submit(capfd, "--name", "mine", "--no-wait")
+
+    assert call(capfd, "status", "mine") == (
+        0,
+        (
+            f"mine on {URL}: attempt mine, waits for a free CPU\n"
+            f"next: stability-search logs mine --address {URL} --follow\n"
+        ),
+        "",
+    )
+    code, out, err = call(capfd, "status", "mine", "--format", "json")
+    assert (code, out) == (4, "")
+    assert err.endswith("its job waits for a free CPU. Try again later.\n")
+
+
+@pytest.mark.usefixtures("jobs")
+@pytest.mark.parametrize("has_choice", [True, False])
+def test_a_fetch_ends_with_the_commands_that_hold_here(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *, has_choice: bool
+) -> None:
+    submit(capfd, "--name", "mine", "--no-wait")
+    directory = Path("a copy")
+    directory.mkdir()
+    if has_choice:
+        (directory / "best.yaml").touch()
+    done = fetching.Fetched(directory=directory, num_files=1, num_new=1, num_bytes=1, seconds=1)
+    monkeypatch.setattr(fetching, "fetch", lambda *_: done)
+
+    code, out, err = call(capfd, "fetch", "mine", "--output", "a copy")
+
+    assert (code, out) == (0, "a copy\n")
+    assert "next: stability-search report 'a copy'  # its pages name paths of the" in err
+    assert ("next: stability-search train --space 'a copy/best.yaml'" in err) is has_choice
 
 
 @pytest.mark.usefixtures("jobs")

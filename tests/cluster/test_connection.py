@@ -11,7 +11,11 @@ import pytest
 
 from stability_search.cluster import connection as connecting
 from stability_search.cluster.address import ClusterAddress
-from stability_search.cluster.connection import Connection, NotThereError
+from stability_search.cluster.connection import (
+    AgentUnreachableError,
+    Connection,
+    NotThereError,
+)
 from stability_search.cluster.jobs import Job, JobRequest, JobState, RayJobs
 from stability_search.errors import InfrastructureError, UsageError
 
@@ -76,6 +80,19 @@ def test_the_token_goes_along_with_every_request() -> None:
     ]
 
 
+def test_no_proxy_gets_the_token_of_a_plain_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(lambda *_: (200, b"{}")) as (proxy, heard):
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        far = ClusterAddress(url="http://far.invalid:8265", is_loopback=False, token="canary")  # noqa: S106 - no secret
+
+        with pytest.raises(InfrastructureError, match="does not answer"):
+            Connection(far, timeout_s=60).get("/a")
+
+    assert heard == []
+
+
 def test_without_a_token_none_is_sent() -> None:
     with served(lambda *_: (200, b"{}")) as (url, heard):
         connection(url).get_json("/a")
@@ -106,6 +123,18 @@ def test_a_redirect_is_not_followed_so_the_token_goes_nowhere_else() -> None:
             r"HTTP 500: RuntimeError: no agent\.$",
         ),
         (500, b"", InfrastructureError, "HTTP 500: Internal Server Error"),
+        (
+            500,
+            b"Traceback\n...InvalidUrlClientError: http://192.0.2.2:-1/api/job_agent/jobs/s/logs\n",
+            AgentUnreachableError,
+            "cannot reach the agent of the study's node.*--dashboard-agent-listen-port 52366",
+        ),
+        (
+            500,
+            b"Agent for node id: c0ffee doesn't exist.",
+            AgentUnreachableError,
+            "cannot reach the agent of the study's node.*--dashboard-agent-listen-port 52366",
+        ),
     ],
 )
 def test_every_refusal_is_one_line(

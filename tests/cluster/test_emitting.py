@@ -167,9 +167,13 @@ def test_another_study_of_the_same_name_has_another_directory(
     [
         ((), "--address, --emit: one of them is needed, but got none"),
         (("--emit", "kuberay"), "--emit kuberay: an image must be named"),
-        (("--emit", "kuberay", "--image", "a b"), "image: a container image must be named"),
+        (("--emit", "kuberay", "--image", "a b"), "--image: a container image must be named"),
         (("--emit", "slurm", "--image", "a"), "--image: taken with --emit kuberay only"),
-        (("--emit", "slurm", "--nodes", "0"), "nodes: at least 1 is needed, but got 0"),
+        (("--emit", "slurm", "--nodes", "0"), "--nodes: at least 1 is needed, but got 0"),
+        (("--emit", "slurm", "--cpus-per-node", "0"), "--cpus-per-node: at least 1 is needed"),
+        (("--emit", "slurm", "--gpus-per-node", "-1"), "--gpus-per-node: at least 0 is needed"),
+        (("--emit", "slurm", "--time-limit-s", "0"), "--time-limit-s: at least 1 is needed"),
+        (("--emit", "slurm", "--time-limit-s", "1"), "--time-limit-s: at least 300 is needed"),
         (("--emit", "slurm", "--name", "../x"), "--name: letters, digits"),
         (
             ("--emit", "slurm", "--address", "http://localhost:1"),

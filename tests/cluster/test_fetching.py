@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stability_search.cluster import snapshot
+from stability_search.cluster.copies import copied_study
 from stability_search.cluster.fetching import fetch
 from stability_search.cluster.jobs import JobRequest, JobState
 from stability_search.cluster.listing import read_listing
@@ -178,6 +179,21 @@ def test_a_directory_with_anything_else_is_not_written_over(jobs: FakeJobs, home
     assert (home / "study.db").read_text() == "another study's"
 
 
+@pytest.mark.parametrize("text", ["mine", ""])
+def test_a_file_of_the_users_own_in_a_copy_is_not_written_over(
+    jobs: FakeJobs, run: Path, home: Path, text: str
+) -> None:
+    bring(jobs, home)
+    (run / "report.md").write_text("the study's")
+    (home / "report.md").write_text(text)
+
+    with pytest.raises(UsageError, match=r"report\.md: not fetched, and would be written over"):
+        bring(jobs, home)
+    assert (home / "report.md").read_text() == text
+    (home / "report.md").write_text("the study's")
+    bring(jobs, home)
+
+
 def test_a_copy_that_somebody_went_on_with_is_not_written_over(jobs: FakeJobs, home: Path) -> None:
     bring(jobs, home)
     put_row(home / "study.db", 7)
@@ -281,7 +297,32 @@ def test_a_look_that_does_not_end_is_stopped(tmp_path: Path, home: Path) -> None
     with pytest.raises(InfrastructureError, match="did not end within 180 s"):
         fetch(jobs, "s", home, sleep=waits.append)
     assert len(jobs.stopped) == 1
-    assert sum(waits) == pytest.approx(180)
+    assert list(jobs.known) == ["s"]
+    assert sum(waits) == pytest.approx(180 + 0.5)
+
+
+def test_a_look_survives_a_few_dropped_connections(jobs: FakeJobs, home: Path) -> None:
+    drop_after_submission(jobs, 5)
+
+    assert bring(jobs, home).num_files == 4
+    assert list(jobs.known) == ["s"]
+
+
+def test_a_look_that_is_given_up_is_forgotten_all_the_same(jobs: FakeJobs, home: Path) -> None:
+    drop_after_submission(jobs, 6)
+
+    with pytest.raises(InfrastructureError, match="the cluster does not answer: planted"):
+        bring(jobs, home)
+    assert list(jobs.known) == ["s"]
+
+
+def drop_after_submission(jobs: FakeJobs, num_dropped: int) -> None:
+    def look(request: JobRequest, jobs: FakeJobs) -> None:
+        original(request, jobs)
+        jobs.failures = num_dropped
+
+    original = jobs.on_submit
+    jobs.on_submit = look
 
 
 def test_a_study_that_waits_for_a_cpu_has_no_node_yet(jobs: FakeJobs, home: Path) -> None:
@@ -312,3 +353,30 @@ def test_a_status_that_is_no_text_is_shown_all_the_same(tmp_path: Path) -> None:
     jobs.set("s", JobState.RUNNING)
 
     assert remote_status(jobs, "s", "csv") == "s: \ufffd\n"
+
+
+def test_a_fetch_that_brought_nothing_leaves_no_folder(jobs: FakeJobs, home: Path) -> None:
+    jobs.nodes.clear()
+
+    with pytest.raises(InfrastructureError, match="has died"):
+        bring(jobs, home)
+    assert not home.exists()
+
+
+def test_the_twin_an_empty_folder_of_somebody_elses_stays(jobs: FakeJobs, home: Path) -> None:
+    home.mkdir(parents=True)
+    jobs.nodes.clear()
+
+    with pytest.raises(InfrastructureError, match="has died"):
+        bring(jobs, home)
+    assert home.is_dir()
+
+
+def test_a_copy_knows_of_which_study_until_somebody_goes_on_with_it(
+    jobs: FakeJobs, run: Path, home: Path
+) -> None:
+    bring(jobs, home)
+
+    assert (copied_study(home), copied_study(run), copied_study(run / "no")) == ("s", "", "")
+    put_row(home / "study.db", 2)
+    assert copied_study(home) == ""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from stability_search.cluster.connection import AgentUnreachableError
 from stability_search.cluster.following import follow
 from stability_search.cluster.jobs import Job, JobState
 from stability_search.errors import InfrastructureError
@@ -111,3 +112,75 @@ def test_a_large_log_is_asked_for_less_often(jobs: FakeJobs) -> None:
     follow(jobs, "s", lambda _line: None, say=print, clock=script.clock, sleep=sleep)
 
     assert waits == [2.0, pytest.approx(10.0, rel=1e-3)]
+
+
+def without_a_log(jobs: FakeJobs) -> None:
+    def refuse(_job_id: str) -> str:
+        raise AgentUnreachableError("no agent: planted.", hint="Give it a port.")
+
+    jobs.log = refuse  # type: ignore[method-assign]
+
+
+def test_a_log_that_cannot_be_read_does_not_hide_the_end(jobs: FakeJobs) -> None:
+    script = Script(jobs, chunk=1)
+    without_a_log(jobs)
+
+    job, lines, news = script.follow()
+
+    assert (job.state, lines) == (JobState.SUCCEEDED, [])
+    assert script.now_s == pytest.approx(2.0 * len(LOG))  # and not ten minutes later
+    (word,) = news
+    assert word.startswith("no agent: planted. Give it a port.")
+
+
+def test_a_connection_that_drops_at_the_very_end_costs_no_line(jobs: FakeJobs) -> None:
+    jobs.set("s", JobState.SUCCEEDED, exit_code=0)
+    jobs.printed["s"] = LOG
+    script = _over(jobs)
+    read, lines, news = jobs.log, list[str](), list[str]()
+
+    def drop_once(job_id: str) -> str:
+        jobs.log = read  # type: ignore[method-assign]
+        raise InfrastructureError(f"{job_id}: the cluster does not answer: planted.")
+
+    jobs.log = drop_once  # type: ignore[method-assign]
+    follow(
+        jobs, "s", lines.append, say=news.append, clock=script.clock, sleep=lambda _seconds: None
+    )
+
+    assert lines == LOG.splitlines()
+    assert news[-1].endswith("its log can be read again.")
+
+
+def test_a_log_that_cannot_be_read_for_an_hour_is_no_end_of_a_running_job(jobs: FakeJobs) -> None:
+    jobs.set("s", JobState.RUNNING)
+    without_a_log(jobs)
+    now_s = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        if now_s >= 3600:
+            jobs.set("s", JobState.STOPPED)
+
+    job = follow(jobs, "s", print, say=print, clock=lambda: now_s, sleep=sleep)
+
+    assert (job.state, now_s) == (JobState.STOPPED, 3600)
+
+
+def test_a_job_that_waits_for_a_cpu_says_so_every_half_minute(jobs: FakeJobs) -> None:
+    jobs.set("s", JobState.PENDING)
+    news: list[str] = []
+    now_s = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        if now_s >= 100:
+            jobs.set("s", JobState.SUCCEEDED)
+
+    follow(jobs, "s", print, say=news.append, clock=lambda: now_s, sleep=sleep)
+
+    assert [word.partition(" so far")[0] for word in news] == [
+        f"s: it waits for a free CPU, {seconds} s" for seconds in (30, 60, 90)
+    ]

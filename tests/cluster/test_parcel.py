@@ -71,6 +71,21 @@ def test_what_git_ignores_or_is_named_like_a_secret_is_not_sent_and_said(tmp_pat
     assert secret.startswith("not sent, as names of passwords and keys: models/own/b.pem. ")
 
 
+def test_a_parcel_knows_what_makes_its_study_that_study(tmp_path: Path) -> None:
+    path = write_space(tmp_path)
+    far = tmp_path / "far" / "small.yaml"
+    far.parent.mkdir()
+    far.write_text(SPACE.format(task="../mine.py:Mine"))
+    parcel, raised = parcel_of(path), parcel_of(path, "search.trials=99")
+    (tmp_path / "mine.py").write_text(TASK + "# mended\n")
+    mended = parcel_of(path)
+
+    assert parcel.identity
+    assert parcel.identity == raised.identity == mended.identity == parcel_of(far).identity
+    assert parcel.identity != parcel_of(path, "trial.steps=40").identity
+    assert parcel.task_sha256 == raised.task_sha256 != mended.task_sha256
+
+
 def test_the_archive_holds_just_that_and_is_the_same_whenever_it_is_made(tmp_path: Path) -> None:
     parcel = parcel_of(write_space(tmp_path))
 

@@ -14,6 +14,7 @@ import pytest
 
 from stability_search.cluster.emit_plan import EmitPlan
 from stability_search.cluster.slurm import render_sbatch
+from stability_search.errors import UsageError
 from tests.cluster.stand_in_slurm import StandInSlurm, stand_in_slurm
 from tests.hostile_strings import HOSTILE_STRINGS
 
@@ -132,7 +133,9 @@ def test_without_gpus_and_time_limit_none_is_asked_for() -> None:
 
 
 def test_a_time_limit_leaves_room_for_the_warning() -> None:
-    assert "#SBATCH --time=0-00:05:00" in lines(dataclasses.replace(PLAN, time_limit_s=1))
+    with pytest.raises(UsageError, match="--time-limit-s: at least 300 is needed for slurm"):
+        render_sbatch(dataclasses.replace(PLAN, time_limit_s=299))
+    assert "#SBATCH --time=0-00:05:00" in lines(dataclasses.replace(PLAN, time_limit_s=300))
 
 
 def test_a_job_directive_holds_no_text_of_the_users() -> None:

@@ -1,16 +1,19 @@
 """The same study never runs twice: it is started, followed, reported or gone on with."""
 
+import dataclasses
 import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from stability_search.cluster.attempt import AttemptOrder
+from stability_search.cluster.connection import AgentUnreachableError
 from stability_search.cluster.endings import read_result, result_of
-from stability_search.cluster.jobs import Job, JobState
+from stability_search.cluster.jobs import Job, JobRequest, JobState
 from stability_search.cluster.parcel import Parcel
 from stability_search.cluster.result import EXIT_CODES, NOT_INSTALLED, AttemptResult
 from stability_search.cluster.stopping import stop
@@ -28,6 +31,8 @@ from tests.cluster.fake_jobs import NODE, FakeJobs
 DEEP = "[" * 5000  # more than a reader of JSON goes down
 PARCEL = Parcel(files={"space.yaml": b"search: {trials: 3}", "mine.py": b"x"})
 RAISED = Parcel(files={"space.yaml": b"search: {trials: 4}", "mine.py": b"x"})
+OTHER_TASK = Parcel(files={"space.yaml": b"search: {trials: 3}", "mine.py": b"y"})
+OTHER_SPACE = Parcel(files=PARCEL.files, identity="other")
 
 
 @pytest.fixture
@@ -52,7 +57,11 @@ def test_a_new_study_is_sent_and_gets_a_cpu_for_its_driver(jobs: FakeJobs) -> No
     assert request.num_cpus == 1
     assert request.node_id == ""
     assert jobs.uploads == {request.package: PARCEL.archive()}
-    assert request.environment == {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    assert request.num_cpus == 1
+    assert request.environment == {
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        "STABILITY_SEARCH_DRIVER_CPUS": "1",
+    }
     order = AttemptOrder(**json.loads(shlex.split(request.command)[-1]))
     assert (order.attempt, order.name, order.folder) == ("s", "s", "~/.stability-search/runs")
 
@@ -100,6 +109,64 @@ def test_a_study_that_was_stopped_or_failed_goes_on_where_its_files_are(
     end(jobs, "s.2", JobState.SUCCEEDED, 0)
     assert send(jobs) is Found.FINISHED
     assert latest_attempt(jobs, "s") == (2, known_attempt(jobs, "s"))
+
+
+@pytest.mark.parametrize(("parcel", "what"), [(OTHER_TASK, "task"), (OTHER_SPACE, "space")])
+@pytest.mark.parametrize("exit_code", [None, 0, 5, 143])
+def test_another_study_under_the_name_of_one_is_refused(
+    jobs: FakeJobs, exit_code: int | None, parcel: Parcel, what: str
+) -> None:
+    send(jobs)
+    if exit_code is None:
+        jobs.set("s", JobState.RUNNING)
+    else:
+        end(jobs, "s", JobState.FAILED, exit_code)
+
+    with pytest.raises(UsageError, match=f"s on the cluster has another {what} than") as caught:
+        send(jobs, parcel)
+    assert "another --name" in caught.value.hint
+    assert len(jobs.requests) == 1
+
+
+def test_an_attempt_of_a_version_that_kept_no_hashes_is_believed(jobs: FakeJobs) -> None:
+    jobs.set("s", JobState.RUNNING)
+
+    assert send(jobs, OTHER_TASK) is Found.RUNNING
+
+
+def never_placed(jobs: FakeJobs) -> None:
+    jobs.known["s"] = dataclasses.replace(jobs.known["s"], state=JobState.STOPPED)
+
+
+def never_installed(jobs: FakeJobs) -> None:
+    jobs.set("s", JobState.FAILED, exit_code=NOT_INSTALLED)
+
+
+def refused_there(jobs: FakeJobs) -> None:
+    jobs.set("s", JobState.FAILED, exit_code=2)
+    jobs.leave("s", AttemptResult(exit_code=2, problem="a study of that name is there"))
+
+
+@pytest.mark.parametrize("fail", [never_placed, never_installed, refused_there])
+def test_a_task_that_changed_before_the_study_ever_began_is_sent(
+    jobs: FakeJobs, fail: Callable[[FakeJobs], None]
+) -> None:
+    send(jobs)
+    fail(jobs)
+
+    assert send(jobs, OTHER_TASK) is Found.RESUMED
+
+
+def test_an_attempt_that_never_began_does_not_hide_the_task_of_one_that_did(
+    jobs: FakeJobs,
+) -> None:
+    send(jobs)
+    end(jobs, "s", JobState.STOPPED, 143)
+    send(jobs)
+    jobs.set("s.2", JobState.FAILED, exit_code=NOT_INSTALLED)
+
+    with pytest.raises(UsageError, match="another task"):
+        send(jobs, OTHER_TASK)
 
 
 def test_a_driver_that_died_without_a_word_goes_on(jobs: FakeJobs) -> None:
@@ -159,6 +226,20 @@ def test_where_somebody_is_faster_theirs_is_followed(jobs: FakeJobs) -> None:
 
     assert send(jobs) is Found.RUNNING
     assert jobs.requests == []
+
+
+def test_where_somebody_is_faster_with_another_task_it_is_refused(jobs: FakeJobs) -> None:
+    def slow_submit(request: JobRequest) -> bool:
+        submit_theirs(dataclasses.replace(request, metadata=theirs))
+        return submit_theirs(request)
+
+    send(jobs, OTHER_TASK)
+    theirs = jobs.known.pop("s").metadata
+    submit_theirs = jobs.submit
+    jobs.submit = slow_submit  # type: ignore[method-assign]
+
+    with pytest.raises(UsageError, match="another task"):
+        send(jobs)
 
 
 def test_a_study_that_is_not_there_is_refused(jobs: FakeJobs) -> None:
@@ -323,3 +404,17 @@ def test_a_study_that_does_not_end_is_said(jobs: FakeJobs) -> None:
     with pytest.raises(InfrastructureError, match="has not ended 90 s after"):
         stop(jobs, known_attempt(jobs, "s"), sleep=waits.append)
     assert sum(waits) == pytest.approx(90)
+
+
+def test_a_record_that_no_agent_hands_out_is_not_said_to_be_missing(jobs: FakeJobs) -> None:
+    def refuse(_node_id: str, _name: str) -> bytes:
+        raise AgentUnreachableError("no agent: planted.")
+
+    jobs.set("s", JobState.SUCCEEDED, exit_code=0)
+    jobs.read_file = refuse  # type: ignore[method-assign]
+
+    with pytest.raises(AgentUnreachableError, match=r"s: it has ended, but its.*planted"):
+        result_of(jobs, jobs.known["s"])
+    jobs.nodes.clear()
+    with pytest.raises(InfrastructureError, match="the node that its driver ran on has died"):
+        result_of(jobs, jobs.known["s"])

@@ -148,6 +148,24 @@ def test_every_event_has_the_fields_that_are_declared_for_it_and_stdout_is_json_
     assert set(progress) == set(FIELDS[EventName.TRIAL_PROGRESS])
 
 
+def test_nothing_is_claimed_of_a_node_that_nobody_knows(tell: Tell, tmp_path: Path) -> None:
+    fingerprints = list[str]()
+
+    def run(source: Any, **_: object) -> None:  # noqa: ANN401 - as `drive`
+        for place in (Place(host="late", facts=None), HERE):
+            request = source.next_trial()
+            source.trial_ended(request, lost(request), None, place)
+        fingerprints.extend(row.fingerprint for row in source.plan.rows)
+        terminate()
+
+    tell(run)
+
+    unknown, known = fingerprints
+    assert not unknown
+    (node,) = json.loads((tmp_path / "out" / "environment.json").read_text())["nodes"]
+    assert (node["node"], node["fingerprint"]) == ("here", known)
+
+
 def test_a_study_that_is_told_to_end_tells_its_end(tell: Tell) -> None:
     heard: list[Event] = []
 

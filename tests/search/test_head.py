@@ -68,10 +68,12 @@ def test_nothing_is_given_up_once_the_cluster_was_left() -> None:
 
 
 def test_a_head_is_reachable_where_something_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        assert is_reachable(f"127.0.0.1:{port}")
-    assert not is_reachable(f"127.0.0.1:{port}")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))  # held throughout: nobody else gets the port
+        address = f"127.0.0.1:{holder.getsockname()[1]}"
+        assert not is_reachable(address)
+        holder.listen()
+        assert is_reachable(address)
 
 
 def test_the_watch_looks_by_itself_until_it_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

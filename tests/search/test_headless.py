@@ -40,7 +40,10 @@ ledger = Ledger.create(directory.ledger, facts)
 news = News(space, lambda event: print(event.fields.get("text") or event.fields, flush=True))
 cluster = SimpleNamespace(head="127.0.0.1:1", remove_folder=lambda: print("removed", flush=True))
 source = SimpleNamespace(noticed=lambda text: print("noticed", text, flush=True))
-running = study._Running(space, directory, ledger, command="run", news=news)
+running = study._Running(
+    space, directory, ledger, command="run", news=news,
+    on_lost=lambda end: print("last:", *end.lines, flush=True),
+)
 with running._watch_head(cluster, source):
     threading.Event().wait(100)
 """
@@ -61,6 +64,11 @@ def test_the_process_ends_with_exit_4_the_report_and_the_way_to_go_on(tmp_path: 
     assert f"go on with `stability-search resume {tmp_path / 'out'}`" in done.stdout
     assert "'exit_code': 4" in done.stdout
     assert "has not answered for 45 s. It had reached the pilot stage" in done.stdout
-    assert done.stdout.count("go on with `stability-search resume") == 2  # a message, a reason
-    assert done.stdout.endswith("removed\n")
+    told = done.stdout.count("go on with `stability-search resume")
+    assert told == 3  # a message, a reason, the end
+    assert "removed\n" in done.stdout
+    last = done.stdout.splitlines()[-1]  # once all else is done
+    assert last.startswith(
+        "last: Not finished: 0 of 6 trials. Ray: the cluster's head, 127.0.0.1:1"
+    )
     assert (tmp_path / "out" / "report.html").is_file()

@@ -51,10 +51,54 @@ def test_a_study_for_a_cluster_that_is_not_there_leaves_no_run_directory(
 def test_what_ray_says_becomes_one_line_with_the_way_out() -> None:
     assert str(cannot_join("head:6379", "Version mismatch:\n    Ray: 2.59.\n")) == (
         "head:6379: it cannot be joined: Version mismatch: Ray: 2.59. "
-        "If it asks for a token, set RAY_AUTH_MODE=token here, too, and name the token's file in "
-        "RAY_AUTH_TOKEN_PATH; `stability-search doctor --address` says more."
+        "Every machine needs the same versions of Ray and Python; `stability-search doctor "
+        "--address http://HEAD:8265` tells what can be seen from outside."
     )
     assert len(str(cannot_join("head:6379", "x" * 5000))) < 600
+
+
+RAISED = """\
+Failed to connect to Ray cluster at head:6379: Failed to connect to GCS. Last connection error: \
+Traceback (most recent call last):
+  File "ray/_private/node.py", line 996, in _init_gcs_client
+    client = GcsClient(
+{}
+
+"""
+MISSING = (
+    "ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: Authentication token is "
+    "missing or incorrect. "
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            RAISED.format(f"{MISSING}Note: RAY_AUTH_MODE is currently 'disabled' (not 'token')."),
+            "it asks for a token, and none was sent",
+        ),
+        (RAISED.format(MISSING), "it asks for another token than the one here"),
+        (
+            "Token authentication is enabled but no authentication token was found. Ensure that",
+            "RAY_AUTH_MODE is token, and there is no token here",
+        ),
+    ],
+)
+def test_a_token_that_is_missing_or_another_is_told_with_the_way_to_it(
+    said: str, told: str
+) -> None:
+    assert str(cannot_join("auto", said)) == (
+        f"auto: it cannot be joined: {told}. "
+        "Set RAY_AUTH_MODE=token here, too, and name a copy of the cluster's token, mode 600, in "
+        "RAY_AUTH_TOKEN_PATH; it is what `ray get-auth-token` prints on the head."
+    )
+
+
+def test_of_a_traceback_only_what_was_raised_is_told() -> None:
+    told = str(cannot_join("head:6379", RAISED.format("ray.exceptions.RpcError: no way")))
+    assert told.startswith("head:6379: it cannot be joined: ray.exceptions.RpcError: no way. ")
+    assert "Traceback" not in told
 
 
 def test_where_no_ray_runs_that_is_what_is_said() -> None:

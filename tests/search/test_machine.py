@@ -7,7 +7,13 @@ import pytest
 
 from stability_search.errors import UsageError
 from stability_search.search import machine
-from stability_search.search.machine import Machine, Node, choose_machine, this_machine
+from stability_search.search.machine import (
+    Machine,
+    Node,
+    choose_machine,
+    left_to_trials,
+    this_machine,
+)
 from stability_search.settings.study import Resources
 from stability_search.space import Space
 from tests.search.confirm_world import make_space
@@ -18,6 +24,18 @@ CORES = {"CPU": 8.0, "memory": 1e9, "node:10.0.0.1": 1.0}
 def node(**resources: float) -> Node:
     """Return a node with eight cores, and what else it is said to have."""
     return Node(resources={**CORES, **resources})
+
+
+def test_what_is_reserved_for_the_driver_is_no_slot() -> None:
+    nodes = [Node(node_id=name, resources={"CPU": 2.0, "GPU": 1.0}) for name in ("a", "b")]
+    reserved = {"STABILITY_SEARCH_DRIVER_CPUS": "1"}
+    assert left_to_trials(nodes, "a", {}) == nodes
+    assert left_to_trials(nodes, "gone", reserved) == nodes
+    here, there = left_to_trials(nodes, "a", reserved)
+    assert here.resources == {"CPU": 1.0, "GPU": 1.0}
+    assert there == nodes[1]
+    machine = choose_machine(space_with(gpu=0.0), here, there, is_joined=True)
+    assert machine.num_slots == 3
 
 
 def gpus(count: int, model: str | None = None) -> Node:

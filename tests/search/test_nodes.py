@@ -5,7 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from stability_search.search.nodes import Difference, as_table, differences, facts_here
+from stability_search.search import nodes
+from stability_search.search.nodes import (
+    ANSWER_S,
+    Difference,
+    Inspector,
+    as_table,
+    differences,
+    facts_here,
+)
+from stability_search.search.shipping import Cargo
 
 HERE = replace(facts_here("abc"), torch="2.13.0+cpu", cuda="")
 
@@ -72,3 +81,25 @@ def test_differences_are_a_table() -> None:
         "node-1  torch             2.12.0   2.13.0",
         "b       the task's files  missing  abc",
     ]
+
+
+def test_a_node_that_joins_later_and_is_silent_is_asked_again_and_not_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inspector = Inspector(Cargo(), is_cuda=False)
+    waited = list[float]()
+    answers = [({}, {"late": ""}), ({"late": facts_here("")}, {})]
+
+    def ask(*_: object, answer_s: float) -> object:
+        waited.append(answer_s)
+        return answers.pop(0)
+
+    monkeypatch.setattr(nodes, "ask_nodes", ask)
+    with pytest.raises(TimeoutError, match="its node did not say within 10 s what it is like"):
+        inspector.problem_of("late", lambda: None)
+    assert inspector.facts_of("late") is None
+    assert inspector.problem_of("late", lambda: None) == ""
+    assert inspector.problem_of("late", lambda: None) == ""  # not asked again
+    assert inspector.facts_of("late") == facts_here("")
+    assert max(waited) < ANSWER_S / 5
+    assert answers == []

@@ -1,6 +1,7 @@
 """A cluster whose nodes see neither the driver's files nor always its versions."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 STORE_BYTES = 80 * 2**20
 WAIT_S = 90.0
+TORCH = importlib.metadata.version("torch").partition("+")[0]
 
 TASK = """\
 from pathlib import Path
@@ -181,7 +183,7 @@ def test_a_node_that_differs_is_named_in_a_table_before_anything_starts(
     assert code == 4, err
     assert "1 of 2 nodes cannot take part" in err
     (row,) = [line.split() for line in err.splitlines() if " torch " in line and "2.0.1" in line]
-    assert row[-3:] == ["torch", "2.0.1", "2.13.0"]
+    assert row[-3:] == ["torch", "2.0.1", TORCH]
     assert "search.resources.labels" in err
     assert "pilot-00" not in err
     assert len(read_run(tmp_path / "out").trials) == 0
@@ -196,9 +198,9 @@ def test_doctor_tells_what_every_node_is_like_and_leaves_nothing_running(
     assert (code, err) == (4, "")
     assert checks["nodes"]["found"].startswith("1 of 3 could run trials, 2 at once with a CPU")
     assert checks["token"]["found"].startswith("OPEN: it let us in without one")
-    assert checks["versions"]["found"].endswith(": torch 2.0.1 there, 2.13.0 here")
+    assert checks["versions"]["found"].endswith(f": torch 2.0.1 there, {TORCH} here")
     found = {one["torch"].partition("+")[0]: one for one in document["nodes"] if one["trials"]}
-    assert [*found] == ["2.13.0"]
+    assert [*found] == [TORCH]
     assert sorted(one["state"] for one in document["nodes"]) == ["alike", "alike", "differs"]
     assert all(one["disk_free_mib"] > 0 for one in document["nodes"])
     assert list(tmp_path.iterdir()) == []
@@ -241,7 +243,7 @@ def test_a_trial_waits_for_what_is_busy_and_then_runs_where_the_drivers_files_ar
     (fingerprint,) = set(trials["fingerprint"])
     (place,) = json.loads((tmp_path / "out" / "environment.json").read_text())["nodes"]
     assert place["fingerprint"] == fingerprint
-    assert place["torch"].startswith("2.13.0")
+    assert place["torch"].startswith(TORCH)
     ray.kill(others[1])
     assert "can run trials" in (tmp_path / "out" / "run.log").read_text()
 
@@ -250,10 +252,12 @@ def test_a_trial_waits_for_what_is_busy_and_then_runs_where_the_drivers_files_ar
 def test_a_node_that_joins_later_is_asked_before_it_may_run_a_trial() -> None:
     inspector = Inspector(Cargo(), is_cuda=False)
     problem = inspector.problem_of(node_with("bad"), lambda: None)
-    assert problem == "torch 2.0.1 there, 2.13.0 here"
+    assert problem == f"torch 2.0.1 there, {TORCH} here"
     assert inspector.problem_of(node_with("bad"), pytest.fail) == problem  # not asked again
     assert inspector.problem_of(node_with("good"), lambda: None) == ""
-    assert inspector.facts_of(node_with("bad")).torch == "2.0.1+cpu"
+    facts = inspector.facts_of(node_with("bad"))
+    assert facts is not None
+    assert facts.torch == "2.0.1+cpu"
     unknown = inspector.problem_of("e" * 56, lambda: None)
     assert unknown.startswith("an answer ")
 
@@ -273,6 +277,13 @@ def test_a_node_that_dies_while_it_is_asked_stops_no_study() -> None:
         Inspector(Cargo(), is_cuda=False).check_all(machine, listed.popleft, lambda: None)
 
 
+def ask_for_a_while(actor: Any) -> None:  # noqa: ANN401 - Ray's handle has no public type
+    """Ask an actor again and again: Ray only sends word that it is to end."""
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        ray.get(actor.ready.remote())
+
+
 @pytest.mark.usefixtures("joined")
 def test_a_worker_on_another_node_is_killed_there_with_what_it_started() -> None:
     @ray.remote(num_cpus=0)
@@ -286,7 +297,5 @@ def test_a_worker_on_another_node_is_killed_there_with_what_it_started() -> None
     assert hung.wait(WAIT_S) == -signal.SIGKILL
     ray.get(actor.ready.remote())  # Ray would have ended it though the node had not answered
     kill_there(RunningTrial(request=request), actor)  # nobody knows where: Ray does it
-    deadline = time.monotonic() + WAIT_S
     with pytest.raises(ray.exceptions.RayActorError):
-        while time.monotonic() < deadline:  # Ray only sends word
-            ray.get(actor.ready.remote())
+        ask_for_a_while(actor)

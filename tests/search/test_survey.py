@@ -1,12 +1,15 @@
 """What a cluster's nodes are like, told without refusing anything."""
 
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import pytest
 
 from stability_search.errors import InfrastructureError
+from stability_search.search import survey as surveying
 from stability_search.search.machine import Node
 from stability_search.search.nodes import facts_here
 from stability_search.search.survey import (
@@ -108,6 +111,50 @@ def test_this_machine_says_what_it_is_like() -> None:
     assert found.facts == facts_here("")
     assert found.disk_free_bytes > 0
     assert found.clock_s > 0
+
+
+class Joined:
+    """A cluster without nodes; Ray sends a token as told, and says so while it is joined."""
+
+    def __init__(self, mode: str | None) -> None:
+        self._during = {} if mode is None else {"RAY_AUTH_MODE": mode}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def wait(self, _signals: object) -> None:
+        self._before = dict(os.environ)
+        os.environ.update(self._during)
+
+    def nodes(self) -> list[Node]:
+        return []
+
+    def __exit__(self, *_: object) -> None:
+        os.environ.clear()
+        os.environ.update(self._before)
+
+
+@pytest.mark.parametrize(
+    ("here", "joined", "has_sent"),
+    [
+        (None, "token", True),  # Ray has found a token's file: `auto`
+        (None, None, False),
+        ("token", None, True),
+        ("Token", None, True),
+        ("disabled", None, False),
+    ],
+)
+def test_whether_a_token_was_sent_is_noted_while_the_cluster_is_joined(
+    here: str | None, joined: str | None, *, has_sent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if here is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", here)
+    monkeypatch.setattr(surveying, "Cluster", lambda _address: Joined(joined))
+    monkeypatch.setattr(surveying, "ask_nodes", lambda *_: ({}, {}))
+    monkeypatch.setattr(surveying, "_dashboard", lambda: "")
+    assert survey("auto").has_sent_token == has_sent
+    assert os.environ.get("RAY_AUTH_MODE") == here
 
 
 def test_a_cluster_that_is_not_there_is_said_at_once_and_leaves_nothing() -> None:

@@ -1,5 +1,6 @@
 """What the bridge makes of Tune's hooks when a worker dies, without a cluster: Tune is played."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import ray
 from stability_search.interruption import Signals
 from stability_search.records.trial import Outcome
 from stability_search.search import tune_bridge
-from stability_search.search.desk import Desk
+from stability_search.search.desk import DRIVER_GRACE_S, Desk, RunningTrial
 from stability_search.search.trainable import WARM
 from stability_search.search.tune_bridge import Bridge
 from stability_search.search.worker import ReportKind
@@ -149,6 +150,56 @@ def test_a_trial_on_a_node_that_differs_is_given_again(tune: Tune) -> None:
     assert killed == ["b"]
     assert tune.given_next == ("search-0001", 0)
     assert tune.source.quarantined == ["host: its node is not like the others: torch 2.0 there"]
+    assert tune.source.notices == []  # the lost worker is nobody's
+
+
+def test_a_node_that_does_not_answer_is_asked_again_until_it_counts_as_sick(tune: Tune) -> None:
+    tune.warm_up("a")
+    asked = list[str]()
+
+    def problem_of(node_id: str, _look: object) -> str:
+        asked.append(node_id)
+        raise TimeoutError("its node said nothing")
+
+    inspector: Any = SimpleNamespace(problem_of=problem_of)
+    tune.bridge._inspector = inspector  # noqa: SLF001 - a node that joined later
+    killed = list[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "kill", killed.append)
+        for actor in "bcd":
+            assert tune.held == []
+            trial = tune.start(actor)
+            tune.report(trial, ReportKind.STARTED)  # it was on its way
+            tune.lose(trial)
+    assert (asked, killed) == (["there"] * 3, ["b", "c", "d"])
+    assert tune.held == ["there"]
+    assert tune.source.notices[0].endswith("search-0001 had begun there: its node said nothing")
+    assert tune.given_next == ("search-0001", 0)
+
+
+def test_a_trial_that_is_overdue_is_killed_while_another_node_is_asked(
+    tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune.warm_up("a")
+    hung = tune.start("a")
+    tune.report(hung, ReportKind.STARTED)
+    running = tune.bridge._running[hung.trial_id]  # noqa: SLF001 - nobody tells
+    running.started -= running.limit_s + DRIVER_GRACE_S + 1
+    killed = list[tuple[RunningTrial, str]]()
+    monkeypatch.setattr(tune_bridge, "kill_there", lambda *words: killed.append(words))
+
+    def problem_of(_node_id: str, look: Callable[[], None]) -> str:
+        assert killed == []
+        look()
+        assert killed == [(running, "a")]
+        return ""
+
+    inspector: Any = SimpleNamespace(problem_of=problem_of)
+    tune.bridge._inspector = inspector  # noqa: SLF001 - a node that joined later
+    tune.bridge._num_slots = 2  # noqa: SLF001 - the hung trial has one
+    tune.bridge._num_warmed = 2  # noqa: SLF001 - as above
+    tune.start("b")
+    assert killed == [(running, "a")]
 
 
 def test_what_ray_says_of_the_worker_becomes_the_reason(tune: Tune) -> None:

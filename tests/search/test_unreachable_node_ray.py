@@ -1,6 +1,5 @@
 """A node that cannot be reached is no trial's fault, even if one was overdue when Ray saw it."""
 
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import ray
 
 from stability_search.records.trial import Outcome
-from stability_search.search import tune_bridge
+from stability_search.search import desk, tune_bridge
 from stability_search.search.desk import DRIVER_GRACE_S, NODE_GRACE_S, RunningTrial
 from stability_search.search.worker import ReportKind
 from tests.search.test_tune_bridge_ray import DIED, Tune, tune
@@ -16,6 +15,7 @@ from tests.search.test_tune_bridge_ray import DIED, Tune, tune
 pytestmark = pytest.mark.ray
 
 __all__ = ["tune"]  # a fixture
+NOW = 1e6
 NODE_DIED = f"{DIED}\nThe actor died because its node has died. Node Id: ecc3"
 
 
@@ -27,6 +27,8 @@ class Killed:
         self.by_ray: list[str] = []
         monkeypatch.setattr(tune_bridge, "kill_there", lambda _, actor: self.there.append(actor))
         monkeypatch.setattr(ray, "kill", self.by_ray.append)
+        # However long this process is held back, no trial gets older.
+        monkeypatch.setattr(desk, "time", SimpleNamespace(monotonic=lambda: NOW))
 
 
 def overdue(tune: Tune) -> tuple[Any, RunningTrial]:
@@ -37,7 +39,7 @@ def overdue(tune: Tune) -> tuple[Any, RunningTrial]:
     waiting: Any = SimpleNamespace(is_long=False)
     tune.bridge._waiting = waiting  # noqa: SLF001 - nobody waits
     running = tune.bridge._running[trial.trial_id]  # noqa: SLF001 - as Tune has no handle on it
-    running.started = time.monotonic() - running.limit_s - DRIVER_GRACE_S - 1
+    running.started = NOW - running.limit_s - DRIVER_GRACE_S - 1
     return trial, running
 
 
