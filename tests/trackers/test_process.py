@@ -122,6 +122,9 @@ class Hanging:
         print("printed by a tool")
         time.sleep(600)
 
+    def stop(self):
+        pass
+
     def close(self):
         pass
 
