@@ -60,7 +60,7 @@ def check_entry(*, has_sent_token: bool, is_asked_for: bool | None) -> Check:
     name = "token"
     fix = f"start Ray with {_MODE}=token on every node, and keep others off its ports"
     if not has_sent_token:
-        found = "OPEN: it let us in without, so whoever reaches its ports can run any code there"
+        found = "OPEN: it let us in without a token, and so whoever reaches its ports"
         return Check(name=name, state=State.WARN, found=found, fix=fix)
     if is_asked_for:
         return Check(name=name, state=State.OK, found="one was sent, and nobody gets in without")

@@ -364,8 +364,8 @@ def test_the_loopback_address_of_another_machine_is_not_tried_here(
 @pytest.mark.parametrize(
     ("has_sent_token", "is_asked_for", "state", "found"),
     [
-        (False, None, State.WARN, "OPEN: it let us in without"),
-        (False, True, State.WARN, "OPEN: it let us in without"),
+        (False, None, State.WARN, "OPEN: it let us in without a token"),
+        (False, True, State.WARN, "OPEN: it let us in without a token"),
         (True, False, State.WARN, "OPEN: a token was sent, but the dashboard demands none"),
         (True, None, State.WARN, "a token was sent; whether it is demanded cannot be told from"),
         (True, True, State.OK, "one was sent, and nobody gets in without"),
@@ -383,7 +383,7 @@ def test_a_cluster_that_may_let_everybody_in_is_said_loudly(
 @pytest.mark.parametrize(
     ("has_sent_token", "told", "shown"),
     [
-        (False, TokenUse.NOT_WANTED, "warn  token      OPEN: it let us in without"),
+        (False, TokenUse.NOT_WANTED, "warn  token      OPEN: it let us in without a token"),
         (True, TokenUse.NOT_WANTED, "warn  token      OPEN: a token was sent"),
         (True, TokenUse.MISSING, "ok    token      one was sent"),
     ],

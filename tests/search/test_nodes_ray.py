@@ -197,7 +197,7 @@ def test_doctor_tells_what_every_node_is_like_and_leaves_nothing_running(
     checks = {check["name"]: check for check in document["checks"]}
     assert (code, err) == (4, "")
     assert checks["nodes"]["found"].startswith("1 of 3 could run trials, 2 at once with a CPU")
-    assert checks["token"]["found"].startswith("OPEN: it let us in without one")
+    assert checks["token"]["found"].startswith("OPEN: it let us in without a token")
     assert checks["versions"]["found"].endswith(f": torch 2.0.1 there, {TORCH} here")
     found = {one["torch"].partition("+")[0]: one for one in document["nodes"] if one["trials"]}
     assert [*found] == [TORCH]
