@@ -97,7 +97,7 @@ def run_and_kill(cluster: Cluster, folder: Path, kinds: Sequence[Kind], *, seed:
         seed: Decides which worker or raylet it is.
     """
     gap = FEW if len(kinds) <= FEW else GAP
-    num_trials = gap * len(kinds) + gap
+    num_trials = (gap + 1) * (len(kinds) + 1)  # more than the kills wait for: some wait longer
     write_space(folder, text=SPACE.replace("NUM", str(num_trials)))
     study = _Study(cluster, folder, random.Random(seed))  # noqa: S311 - no secret
     try:
