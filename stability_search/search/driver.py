@@ -40,7 +40,8 @@ _ADDRESS = "RAY_ADDRESS"  # would be joined instead of a Ray of our own
 _OVERRIDE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"  # what a job brought along, by what its driver brings
 _WAIT_S = 0.1  # signals are looked for so often
 _LEAVE_S = 3.0  # what has not ended by then is killed
-_JOIN_S = 0.5  # an import of Ray cannot be broken off; the process ends with it
+_IMPORT_S = 0.5  # an import of Ray cannot be broken off; the process ends with it
+_JOIN_S = 10.0  # nor can joining, which takes a second: where its Ray dies, the process dies too
 
 # What is needed once the first trial has ended, and Ray: three seconds of imports, during which
 # the early workers load torch and begin. Later they would hold up trials that end.
@@ -102,6 +103,9 @@ class Cluster:
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
         self._problem: Exception | None = None
+        self._turn = threading.Lock()
+        self._is_joining = False
+        self._is_left = False
 
     def __enter__(self) -> Self:
         """Set what Ray reads from the environment."""
@@ -168,9 +172,15 @@ class Cluster:
                 os.environ[name] = value
 
     def _leave(self, thread: threading.Thread) -> None:
-        if thread.is_alive():  # nobody needs it any more
-            self._kill_host()
+        with self._turn:
+            self._is_left = True
+        if self._is_joining:
             thread.join(_JOIN_S)
+            if thread.is_alive():  # its Ray ends with this process
+                return
+        elif thread.is_alive():  # nobody needs it any more
+            self._kill_host()
+            thread.join(_IMPORT_S)
         if not thread.is_alive():
             import ray
 
@@ -214,14 +224,19 @@ class Cluster:
             self._problem = problem
 
     def _join(self) -> None:
-        """Import Ray, which takes a second, and connect to it."""
+        """Import Ray, which takes a second, and connect to it unless it was left meanwhile."""
         import ray
 
         import stability_search.search.tune_bridge  # noqa: F401 - loaded ahead
 
+        address = self._host_address() if self._address is None else self._address
+        with self._turn:
+            if self._is_left:
+                return
+            self._is_joining = True
         if self._address is not None:
             ray.init(
-                address=self._address,
+                address=address,
                 runtime_env=self._runtime_env(),
                 log_to_driver=True,
                 logging_level=logging.ERROR,
@@ -229,7 +244,7 @@ class Cluster:
             return
         ray._raylet.Config.initialize("")  # type: ignore[attr-defined]  # noqa: SLF001 - imported before?
         # By its own address: "auto" takes whichever Ray it finds first on the machine.
-        ray.init(address=self._host_address(), log_to_driver=True, logging_level=logging.ERROR)
+        ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR)
 
     def _runtime_env(self) -> dict[str, Any] | None:
         """Let Ray bring the task's files to every node."""
