@@ -1,20 +1,24 @@
-"""A task's file or package and what is imported beside it: what the task needs to be built.
+"""A task's file or package and what is imported around it: what the task needs to be built.
 
-Imports are read from the syntax tree: nothing is run. A package counts whole, with its data; what
-is hidden or made by Python is never needed.
+Imports are read from the syntax tree: nothing is run. A module is looked for beside the task,
+then in the folder that a command is called from. A package counts whole, with its data; what is
+hidden or made by Python is never needed.
 """
 
 import ast
 import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
+from functools import partial
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
     SOURCE_SUFFIXES,
     ExtensionFileLoader,
     FileFinder,
     ModuleSpec,
+    PathFinder,
     SourceFileLoader,
 )
+from itertools import product
 from pathlib import Path
 
 from stability_search.errors import UsageError
@@ -29,21 +33,23 @@ Keep = Callable[[Path], bool]
 _Module = tuple[str, ...]  # its dotted name in parts
 
 
-def modules_beside(file: Path) -> dict[str, Path]:
-    """Return what a Python file imports from its own folder, directly or not.
+def modules_around(file: Path, import_path: Path) -> dict[str, Path]:
+    """Return what a Python file imports from its own folder or another, directly or not.
 
     Args:
         file: The file; one that is no Python imports nothing.
+        import_path: Folder in which modules are looked for that are not beside the file.
 
     Returns:
-        Where each is, by its path in that folder; the file itself is not among them.
+        Where each is, by its path in the folder that it was found in; the file itself is not
+        among them.
 
     Raises:
         UsageError: A folder cannot be read.
     """
-    found = Gathering(file.parent, lambda _: True)
+    found = Gathering([file.parent, import_path], lambda *_: True)
     found.add(file)
-    return {name: path for name, path in found.files.items() if path != file}
+    return {name: path for name, path in found.files.items() if name != file.name}
 
 
 def files_in(folder: Path, keep: Keep = lambda _: True) -> dict[str, Path]:
@@ -60,51 +66,60 @@ def files_in(folder: Path, keep: Keep = lambda _: True) -> dict[str, Path]:
 
 
 class Gathering:
-    """The files of one folder that a task needs.
+    """The files that a task needs, by their paths in the folder that each was found in.
 
     Args:
-        folder: The folder; modules are looked for here.
-        keep: Says of a file or folder whether it is wanted.
+        folders: Folders in which modules are looked for, the first one first.
+        keep: Says of a file or folder, and the one of these that it was found in, whether it is
+            wanted.
     """
 
-    def __init__(self, folder: Path, keep: Keep) -> None:
-        self._folder, self._keep = folder, keep
+    def __init__(self, folders: Sequence[Path], keep: Callable[[Path, Path], bool]) -> None:
+        self._folders, self._keep = tuple(dict.fromkeys(folders)), keep
         self._finders: dict[Path, FileFinder] = {}
         self._seen = {_OURS}
         self._imported: set[_Module] = set()
         self.files: dict[str, Path] = {}
 
     def add(self, place: Path) -> None:
-        """Add a file, or a package with all that is in it, and what is imported there."""
+        """Add a file, or a package with all that is in it, and what is imported there.
+
+        Args:
+            place: It, in the first of the folders.
+        """
         self._seen.add(place.name.removesuffix(".py"))
-        waiting = [place]
+        waiting = [(self._folders[0], place)]
         while waiting:
-            place = waiting.pop()
-            for path in _walk(place, self._keep) if place.is_dir() else (place,):
-                name = path.relative_to(self._folder)
-                self.files[name.as_posix()] = path
+            folder, place = waiting.pop()
+            keep = partial(self._keep, folder)
+            for path in _walk(place, keep) if place.is_dir() else (place,):
+                name = path.relative_to(folder)
+                self.files.setdefault(name.as_posix(), path)
                 imported = _imports_of(path, name.parent.parts)
                 self._imported |= imported
-                waiting += self._beside({module[0] for module in imported})
+                waiting += self._around({module[0] for module in imported})
 
-    def _beside(self, tops: set[str]) -> list[Path]:
-        """Return the modules of these names that lie here, each only once."""
+    def _around(self, tops: set[str]) -> Iterator[tuple[Path, Path]]:
+        """Yield where modules of these names lie, each only once, with the folder."""
         new = sorted(tops - self._seen)
         self._seen.update(new)
-        places = (self._find(self._folder, top) for top in new)
-        return [place for place in places if place is not None and self._keep(place)]
+        for top in new:
+            ways = ((folder, self._find(folder, top)) for folder in self._folders)
+            found = next(((folder, place) for folder, place in ways if place is not None), None)
+            if found is not None and self._keep(*found) and not _yields(top, found[1]):
+                yield found
 
     def imported_of(self, paths: Container[str]) -> list[str]:
         """Return which of these files and folders are imported by the files, or hold such ones."""
         found: set[str] = set()
-        for module in self._imported:
-            place = self._folder
+        for module, folder in product(self._imported, self._folders):
+            place = folder
             for part in module:
                 beyond = self._find(place, part)
                 if beyond is None:  # it is no module, but something in one
                     break
                 place = beyond
-                name = place.relative_to(self._folder)
+                name = place.relative_to(folder)
                 ways = (*reversed(name.parents), name, name / "__init__.py")
                 found.update(way.as_posix() for way in ways if way.as_posix() in paths)
         return sorted(found)
@@ -122,6 +137,17 @@ class Gathering:
             return place
         has_code = any(place.glob("*.py")) or any(place.glob("*/__init__.py"))
         return place if has_code else None  # a folder of data may be called like a module
+
+
+def _yields(name: str, place: Path) -> bool:
+    """Say whether Python takes an installed module of that name and not this one.
+
+    A folder without `__init__.py` is a package only where nothing else has its name.
+    """
+    if place.is_file() or (place / "__init__.py").is_file():
+        return False
+    found = PathFinder.find_spec(name)
+    return found is not None and found.has_location
 
 
 def _imports_of(path: Path, package: Sequence[str]) -> set[_Module]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from stability_search.errors import LockedError, UsageError
 from stability_search.files import cannot_write, remove_parts, write_whole
 from stability_search.ignoring import Why, as_patterns
-from stability_search.neighbours import modules_beside
+from stability_search.neighbours import modules_around
 from stability_search.records.values import Json
 from stability_search.space import Space
 from stability_search.task_files import MAX_MIB, files_of_task
@@ -107,12 +107,13 @@ def task_facts(space: Space) -> dict[str, Json]:
     """Return what must be kept of a task to refuse a changed one later.
 
     Raises:
-        UsageError: The task's file, or a module beside it that it imports, cannot be read.
+        UsageError: The task's file, or a module that it imports, cannot be read.
     """
-    modules = {name: path for name, path in _beside_task(space).items() if path.suffix == ".py"}
+    modules = {name: path for name, path in _around_task(space).items() if path.suffix == ".py"}
     return {
         "original_folder": str(space.folder),
         "original_task_file": space.task.file,
+        "import_path": str(Path.cwd()),
         "task_file": place_beside_space(space),
         "task_sha256": task_sha256(Path(space.task.file)) if space.task.file else "",
         "task_modules": {name: task_sha256(path) for name, path in modules.items()},
@@ -138,7 +139,7 @@ def refuse_changed_task(path: Path, facts: Mapping[str, Json]) -> None:
     """Refuse to go on with another task than was begun with.
 
     Both the copy beside the space file and, where it still exists, the file it was copied from
-    must be as they were; and so must the modules that it imports from beside it.
+    must be as they were; and so must the modules that it imports from around it.
 
     Args:
         path: The directory.
@@ -152,8 +153,11 @@ def refuse_changed_task(path: Path, facts: Mapping[str, Json]) -> None:
     copy, original = path / str(facts["task_file"]), Path(str(facts["original_task_file"]))
     _refuse_changed_file(copy, original, facts["task_sha256"])
     modules = facts.get("task_modules")  # earlier versions kept none
+    folders = original.parent, Path(str(facts.get("import_path", original.parent)))
     for name, sha256 in modules.items() if isinstance(modules, dict) else ():
-        _refuse_changed_file(copy.parent / name, original.parent / name, sha256)
+        places = (folder / name for folder in folders)
+        source = next((place for place in places if place.is_file()), original.parent / name)
+        _refuse_changed_file(copy.parent / name, source, sha256)
 
 
 def _refuse_changed_file(copy: Path, original: Path, sha256: Json) -> None:
@@ -169,16 +173,20 @@ def _refuse_changed_file(copy: Path, original: Path, sha256: Json) -> None:
 
 def text_beside_task(space: Space) -> str:
     """Return the space's text; a task file from outside its folder is named as its copy."""
+    line = re.compile(rf"^(task\s*:\s*[\"']?){re.escape(space.task_name)}", re.MULTILINE)
+    name = name_of_copy(space)
+    return line.sub(lambda found: f"{found.group(1)}{name}", space.text, count=1)
+
+
+def name_of_copy(space: Space) -> str:
+    """Return what a space file names its task where that is copied beside it."""
     written, _, class_name = space.task_name.rpartition(":")
     name = place_beside_space(space)
-    if not name or name == str(Path(written)):
-        return space.text
-    line = re.compile(rf"^(task\s*:\s*[\"']?){re.escape(space.task_name)}", re.MULTILINE)
-    return line.sub(lambda found: f"{found.group(1)}./{name}:{class_name}", space.text, count=1)
+    return space.task_name if name in {"", str(Path(written))} else f"./{name}:{class_name}"
 
 
 def copy_task_file(path: Path, space: Space) -> None:
-    """Copy a task's file, and what it imports from beside it, into a directory.
+    """Copy a task's file, and what it imports from around it, into a directory.
 
     A built-in task has none. The data of a package is left where it is if all of it would be
     more than 50 MiB: a run directory is no place for data sets. What is not to leave this machine
@@ -192,11 +200,11 @@ def copy_task_file(path: Path, space: Space) -> None:
         return
     copy = path / place_beside_space(space)
     _copy(Path(space.task.file), copy)
-    beside = _of_bearable_size(_beside_task(space))
-    for name, source in beside.items():
+    around = _of_bearable_size(_around_task(space))
+    for name, source in around.items():
         _copy(source, copy.parent / name)
     private = _private_of(space).intersection(
-        part.as_posix() for name in beside for part in (Path(name), *Path(name).parents)
+        part.as_posix() for name in around for part in (Path(name), *Path(name).parents)
     )
     if private:
         write_whole(copy.with_name(".gitignore"), as_patterns(private))
@@ -204,7 +212,7 @@ def copy_task_file(path: Path, space: Space) -> None:
 
 def _private_of(space: Space) -> set[str]:
     """Return what is not to leave this machine, but for what its name alone keeps back."""
-    found = files_of_task(space.task, import_path=space.folder)
+    found = files_of_task(space.task, import_path=Path.cwd())
     held_back = {} if found is None else found.held_back
     return {name for name, why in held_back.items() if why is not Why.NAME}
 
@@ -218,9 +226,9 @@ def _copy(source: Path, copy: Path) -> None:
     write_whole(copy, content)
 
 
-def _beside_task(space: Space) -> dict[str, Path]:
-    """Return what a task's file imports from beside it, by the path there."""
-    return modules_beside(Path(space.task.file)) if space.task.file else {}
+def _around_task(space: Space) -> dict[str, Path]:
+    """Return what a task's file imports from beside it, or from here, by the path there."""
+    return modules_around(Path(space.task.file), Path.cwd()) if space.task.file else {}
 
 
 def _of_bearable_size(files: Mapping[str, Path]) -> Mapping[str, Path]:

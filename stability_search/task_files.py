@@ -1,8 +1,8 @@
 """Which files a task needs on other machines: what is sent, what is kept back, and why.
 
-A task needs its file, or the package that it names, and the modules beside that which are
-imported there. What git ignores, links, and files with the names of secrets are kept back; what
-is built in or installed is expected there.
+A task needs its file, or the package that it names, and the modules that are imported there and
+lie beside it or in the folder that a command is called from. What git ignores, links, and files
+with the names of secrets are kept back; what is built in or installed is expected there.
 """
 
 import importlib.util
@@ -32,9 +32,9 @@ class TaskFiles:
     """The files of a task that are sent to other machines.
 
     Attributes:
-        folder: Folder that their paths start from; the task's file or package lies in it. Empty
-            where nothing is sent.
-        files: Where each is on this machine, by its path in that folder.
+        folder: Folder that the task's file or package lies in. Empty where nothing is sent.
+        files: Where each is on this machine, by its path in that folder, or in the one that a
+            command is called from.
         module: The installed package that the task is in, which is not sent; empty for none.
         held_back: Why a file or folder is not sent that otherwise would be, by its path.
         imported: Paths among those whose modules are imported by what is sent.
@@ -85,7 +85,8 @@ def files_of_task(task: TaskReference, *, import_path: Path) -> TaskFiles | None
 
     Args:
         task: Where its class is. The file that holds it is sent in any case.
-        import_path: Folder in which modules are looked for first, as workers do.
+        import_path: Folder in which modules are looked for, as workers do: the task's own before
+            all others, what it imports after those beside it.
 
     Returns:
         The files: none for a task that is built in or installed. None where there is no such
@@ -96,14 +97,14 @@ def files_of_task(task: TaskReference, *, import_path: Path) -> TaskFiles | None
     """
     if task.file:
         file = Path(task.file)
-        return _sent(file.parent, file, file)
+        return _sent([file.parent, import_path], file, file)
     top, *inner = task.module.split(".")
     if top == _OURS:
         return TaskFiles()
     place = _top_level(top, import_path)
     if place is None or _is_installed(place):
         return None if place is None else TaskFiles(module=top)
-    return _sent(place.parent, place, _file_of_module(place, inner))
+    return _sent([place.parent, import_path], place, _file_of_module(place, inner))
 
 
 def files_of_installed(module: str) -> dict[str, Path]:
@@ -171,35 +172,35 @@ def content_of(path: Path) -> bytes:
 # -- what is sent of it -------------------------------------------------------------------------
 
 
-def _sent(folder: Path, start: Path, own: Path | None) -> TaskFiles:
-    """Return what is sent of a folder.
+def _sent(folders: Sequence[Path], start: Path, own: Path | None) -> TaskFiles:
+    """Return what is sent of some folders.
 
     Args:
-        folder: The folder.
-        start: The file or package in it that the task names.
+        folders: Where modules are looked for, the first one first.
+        start: The file or package in the first of them that the task names.
         own: The file that holds the task's class; it was named, so nothing keeps it back.
     """
-    around = Sieve(folder)
-    within = Sieve(start) if start.is_dir() else around
+    around = {folder: Sieve(folder) for folder in folders}
+    within = Sieve(start) if start.is_dir() else around[folders[0]]
     held_back: dict[str, Why] = {}
 
-    def keep(path: Path) -> bool:
-        why = (within if path.is_relative_to(start) else around).why_not(path)
+    def keep(folder: Path, path: Path) -> bool:
+        why = (within if path.is_relative_to(start) else around[folder]).why_not(path)
         if why is None or path == own:
             return True
         held_back[path.relative_to(folder).as_posix()] = why
         return False
 
-    found = Gathering(folder, keep)
+    found = Gathering(folders, keep)
     found.add(start)
     sent_anyway = {}
     if own is not None:
         found.add(own)  # it may lie in a folder that is kept back
         why = within.why_not(own)
         if why in {Why.IGNORED, Why.NAME}:
-            sent_anyway[own.relative_to(folder).as_posix()] = why
+            sent_anyway[own.relative_to(folders[0]).as_posix()] = why
     return TaskFiles(
-        folder=str(folder),
+        folder=str(folders[0]),
         files=found.files,
         held_back=held_back,
         imported=tuple(found.imported_of(held_back) if held_back else ()),

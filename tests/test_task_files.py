@@ -12,7 +12,7 @@ import pytest
 from stability_search import neighbours
 from stability_search.errors import UsageError
 from stability_search.ignoring import Why
-from stability_search.neighbours import modules_beside
+from stability_search.neighbours import modules_around
 from stability_search.settings.trial import TaskReference
 from stability_search.task_files import (
     TaskFiles,
@@ -66,7 +66,68 @@ def test_a_file_needs_what_it_imports_from_beside_it(tmp_path: Path) -> None:
 
     assert found.files == {name: tmp_path / name for name in needed}
     assert (found.folder, found.module, found.notes()) == (str(tmp_path), "", ())
-    assert {"task.py": tmp_path / "task.py", **modules_beside(tmp_path / "task.py")} == found.files
+    around = modules_around(tmp_path / "task.py", tmp_path)
+    assert {"task.py": tmp_path / "task.py", **around} == found.files
+
+
+def test_what_is_not_beside_a_task_is_taken_from_where_a_command_is_called(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "models/task.py": "import near\nfrom models.net import Net\nimport work.deep\n",
+            "models/near.py": "import settings\n",
+            "models/net.py": "",
+            "models/secret.key": "",
+            "near.py": "shadowed by the one beside the task",
+            "settings.py": "",
+            "work/deep.py": "",
+            "unused.py": "",
+        },
+    )
+    task = TaskReference(file=str(tmp_path / "models" / "task.py"), class_name="T")
+
+    found = files_of_task(task, import_path=tmp_path)
+
+    assert found is not None
+    assert found.files == {
+        "task.py": tmp_path / "models" / "task.py",
+        "near.py": tmp_path / "models" / "near.py",
+        **{
+            name: tmp_path / name
+            for name in (
+                *("models/task.py", "models/near.py", "models/net.py"),
+                *("settings.py", "work/deep.py"),
+            )
+        },
+    }
+    assert {"task.py", *modules_around(Path(task.file), tmp_path)} == {
+        *(*found.files, "models/secret.key")
+    }
+    assert [*found.held_back] == ["models/secret.key"]
+
+
+def test_what_is_kept_back_where_a_command_is_called_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {"tasks/task.py": "import own.net", "own/net.py": "", ".gitignore": "/own\n"})
+    (tmp_path / ".git").mkdir()
+    task = TaskReference(file=str(tmp_path / "tasks" / "task.py"), class_name="T")
+
+    found = files_of_task(task, import_path=tmp_path)
+
+    assert found is not None
+    assert [*found.files] == ["task.py"]
+    assert found.notes()[0].startswith("imported, but not sent: own (git ignores it). ")
+
+
+@pytest.mark.parametrize("has_init", [True, False])
+def test_a_folder_that_is_no_package_yields_to_an_installed_one(
+    tmp_path: Path, has_init: bool
+) -> None:
+    write(tmp_path, {"task.py": "import optuna.trial", "optuna/kept.py": ""})
+    if has_init:
+        write(tmp_path, {"optuna/__init__.py": ""})
+
+    names = {"optuna/__init__.py", "optuna/kept.py"} if has_init else set()
+    assert {*found_of(tmp_path).files} == {"task.py", *names}
 
 
 @pytest.mark.parametrize("text", ["import near(\n", "\0", "from . import near\n", "x = '\\d'\n"])

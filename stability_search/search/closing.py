@@ -6,7 +6,7 @@ All of it comes from the rows of the ledger and can be made again at any time.
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from stability_search.search.ledger import Ledger, newer_version
 from stability_search.search.plan import StudyPlan
 from stability_search.search.run_directory import RunDirectory
 from stability_search.space import Space
+from stability_search.space_directory import name_of_copy
 
 if TYPE_CHECKING:
     from stability_search.run_tables import Run
@@ -220,7 +221,8 @@ def _write_best(
         directory.best.unlink(missing_ok=True)
         return
     settings = next(row.settings for row in rows if row.config_id == verdict.choice)
-    text = spaces.best_yaml(space, settings, "\n".join(lines))
+    named = replace(space, task_name=name_of_copy(space))
+    text = spaces.best_yaml(named, settings, "\n".join(lines))
     write_whole(directory.best, text)
 
 

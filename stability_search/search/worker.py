@@ -147,7 +147,7 @@ class Worker:
             os.chdir(settings.folder)
         self._cargo = _unloaded(settings) if settings.cargo else None
         import_path = self._cargo.root if self._cargo else settings.import_path
-        if import_path not in sys.path:
+        if sys.path[:1] != [import_path]:
             sys.path.insert(0, import_path)
         if settings.gpu_memory_fraction is not None and torch.cuda.is_available():
             torch.cuda.set_per_process_memory_fraction(settings.gpu_memory_fraction)

@@ -2,6 +2,8 @@
 
 import io
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -19,6 +21,7 @@ space:
   learning_rate: {{loguniform: {{low: 1e-3, high: 0.1}}}}
 """
 TASK = "class Mine:\n    def __init__(self, width: int = 4) -> None: ...\n"
+METHODS = "    model = batches = probe = loss = __init__\n"
 
 
 def write_space(folder: Path, task: str = "./mine.py:Mine") -> Path:
@@ -105,6 +108,37 @@ def test_a_task_from_another_folder_is_named_as_its_copy(tmp_path: Path) -> None
 
     assert sorted(parcel.files) == ["mine.py", "near.py", "space.yaml"]
     assert b"task: ./mine.py:Mine" in parcel.files["space.yaml"]
+
+
+def test_a_task_that_was_sent_finds_what_it_imports_from_the_whole_project(
+    tmp_path: Path,
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    path = write_space(here, task="./models/mine.py:Mine")
+    write_files(
+        here,
+        {
+            "models/mine.py": f"from models.layers import WIDTH\nimport project\n{TASK}{METHODS}",
+            "models/layers.py": "WIDTH = 4\n",
+            "project/__init__.py": "import models.layers\n",
+        },
+    )
+
+    parcel = make_parcel(spaces.load(path), import_path=here)
+    write_files(there, {name: text.decode() for name, text in parcel.files.items()})
+
+    code = "from stability_search import space; from stability_search.tasks import loading\n"
+    code += "one = space.load('space.yaml'); loading.load_task(one.task, one.task_args)"
+    for words in (("-c", code), ("-P", "-c", code)):  # this folder is a place to look, and is not
+        built = subprocess.run(  # noqa: S603 - our own code
+            [sys.executable, *words],
+            cwd=there,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert built.returncode == 0, built.stderr
 
 
 def test_a_built_in_task_needs_its_space_file_only(tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ from stability_search.space import Space
 from tests.search.inline_study import run_all, write_space
 
 
-def finished_run(folder: Path, *overrides: str) -> Path:
+def finished_run(folder: Path, *overrides: str, file: Path | None = None) -> Path:
     """Run a study without Ray, write it down as a study does, and return its directory."""
-    space = spaces.load(write_space(folder), overrides)
+    space = spaces.load(file or write_space(folder), overrides)
     directory = run_directory.create(
         folder / "out", space, facts=run_directory.study_facts(space), environment={}
     )
@@ -58,6 +58,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path) -> Path:
     """Return a copy of a finished run."""
     return shutil.copytree(finished, tmp_path / "out")
+
+
+def test_the_best_is_trained_from_a_run_of_a_space_that_lay_elsewhere(tmp_path: Path) -> None:
+    inside = write_space(tmp_path)
+    file = tmp_path / "spaces" / "tiny.yaml"
+    file.parent.mkdir()
+    file.write_text(inside.read_text().replace("./tiny_task.py", "../tiny_task.py"))
+    run = finished_run(tmp_path, file=file)
+
+    best = spaces.load(run / "best.yaml")
+
+    assert best.task.file == str(run / "tiny_task.py")
+    assert best.task_name == "./tiny_task.py:Tiny"
 
 
 def test_a_report_made_again_says_what_the_study_said(run: Path) -> None:

@@ -293,6 +293,25 @@ class TestModulesBesideATask:
         del facts["task_modules"]  # an earlier version's ledger
         refuse_changed_task(run.path, facts)
 
+    def test_one_from_where_the_study_was_begun_is_copied_and_watched_too(
+        self, tmp_path: Path, social: Space, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here = tmp_path / "here"
+        (here / "own_project").mkdir(parents=True)
+        (here / "own_project" / "net.py").write_text("LAYERS = 2\n")
+        file = Path(social.task.file)
+        file.write_text(f"import own_project.net\n{file.read_text()}")
+        monkeypatch.chdir(here)
+        run, facts = begin(tmp_path / "run", social), study_facts(social)
+        assert (run.path / "own_project" / "net.py").is_file()
+        monkeypatch.chdir(tmp_path)
+        refuse_changed_task(run.path, facts)
+        (here / "own_project" / "net.py").write_text("LAYERS = 3\n")
+        with pytest.raises(UsageError, match=r"here/own_project/net\.py: the task changed since"):
+            refuse_changed_task(run.path, facts)
+        shutil.rmtree(here)
+        refuse_changed_task(run.path, facts)
+
     def test_a_missing_copy_is_refused_and_a_missing_original_is_not(
         self, tmp_path: Path, social: Space
     ) -> None:
