@@ -190,10 +190,10 @@ def submit(  # noqa: PLR0913 - one parameter per option
 ) -> Work:
     """Run a study on a Ray cluster: send it, follow it, and end as `run` ends.
 
-    What is sent is shown first: the space file, the task's file or package, and the modules that it
-    imports from beside it or from here. A study that runs or has finished there is not run again; one that was
-    stopped goes on. With --emit nothing is sent: a file for another scheduler is printed.
-    Exit: as `run`; Ctrl-C leaves the study running.
+    What is sent is shown first: the space file, the task's file or package, and the modules that
+    it imports from beside it or from here. A study that runs or has finished there is not run
+    again; one that was stopped goes on. With --emit nothing is sent: a file for another scheduler
+    is printed. Exit: as `run`; Ctrl-C leaves the study running.
     """
 
     def work() -> int:

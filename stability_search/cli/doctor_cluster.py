@@ -15,6 +15,7 @@ from stability_search.cli.doctor_nodes import (
 )
 from stability_search.cli.exposure import check_door, check_entry, check_token
 from stability_search.errors import InfrastructureError, UsageError
+from stability_search.ray_token import read_token
 
 if TYPE_CHECKING:
     from stability_search.cluster.address import ClusterAddress
@@ -197,7 +198,7 @@ def _door_of(found: "Survey") -> tuple[Check, bool | None]:
 
 
 def _seen_from_outside(text: str, environment: Mapping[str, str], home: Path) -> Findings:
-    from stability_search.cluster.address import ClusterAddress, read_token, read_url
+    from stability_search.cluster.address import ClusterAddress, read_url
     from stability_search.cluster.outside import look_from_outside
 
     url, is_loopback = read_url(text)

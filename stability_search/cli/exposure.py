@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stability_search.cli.checks import Check, State
+from stability_search.ray_token import MODE, TOKEN, TOKEN_FILE, TOKEN_PATH
 
-_MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _DEFAULT_PORT = "8265"
 _TUNNEL = "start Ray with --dashboard-host=127.0.0.1, and reach it by ssh -L 8265:localhost:8265"
 
@@ -24,22 +24,22 @@ def check_token(environment: Mapping[str, str], home: Path) -> Check:
         home: Folder whose `.ray/auth_token` is Ray's own place for a token.
     """
     name = "token"
-    mode = environment.get(_MODE, "")
+    mode = environment.get(MODE, "")
     if mode.lower() not in {"", "token"}:
-        found = f"{_MODE} is {mode}: anyone who reaches a Ray port can run code"
-        return Check(name=name, state=State.WARN, found=found, fix=f"unset {_MODE}")
-    if environment.get(_TOKEN):
-        found = f"taken from {_TOKEN}, which every process that is started from here can read"
-        fix = f"write it to a file of mode 600 and name that in {_TOKEN_PATH}"
+        found = f"{MODE} is {mode}: anyone who reaches a Ray port can run code"
+        return Check(name=name, state=State.WARN, found=found, fix=f"unset {MODE}")
+    if environment.get(TOKEN):
+        found = f"taken from {TOKEN}, which every process that is started from here can read"
+        fix = f"write it to a file of mode 600 and name that in {TOKEN_PATH}"
         return Check(name=name, state=State.WARN, found=found, fix=fix)
-    named = environment.get(_TOKEN_PATH, "")
-    path = Path(named) if named else home / ".ray" / "auth_token"
+    named = environment.get(TOKEN_PATH, "")
+    path = Path(named) if named else home / TOKEN_FILE
     try:
         mode_bits = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
         if named:
-            found = f"{path}, named in {_TOKEN_PATH}, cannot be read: {error.strerror}"
-            return Check(name=name, state=State.FAIL, found=found, fix=f"mend {_TOKEN_PATH}")
+            found = f"{path}, named in {TOKEN_PATH}, cannot be read: {error.strerror}"
+            return Check(name=name, state=State.FAIL, found=found, fix=f"mend {TOKEN_PATH}")
         found = "none yet; one is made when Ray first starts, and asked for"
         return Check(name=name, state=State.OK, found=found)
     found = f"{path}, mode {mode_bits:03o}"
@@ -58,7 +58,7 @@ def check_entry(*, has_sent_token: bool, is_asked_for: bool | None) -> Check:
             that was not seen.
     """
     name = "token"
-    fix = f"start Ray with {_MODE}=token on every node, and keep others off its ports"
+    fix = f"start Ray with {MODE}=token on every node, and keep others off its ports"
     if not has_sent_token:
         found = "OPEN: it let us in without a token, and so whoever reaches its ports"
         return Check(name=name, state=State.WARN, found=found, fix=fix)
@@ -102,7 +102,7 @@ def check_door(url: str, *, is_loopback: bool, is_open: bool) -> Check:
     name = "dashboard"
     if not is_open:
         return Check(name=name, state=State.OK, found=f"{url} asks for a token")
-    fix = "start Ray with RAY_AUTH_MODE=token, and keep others off its ports"
+    fix = f"start Ray with {MODE}=token, and keep others off its ports"
     found = f"OPEN: {url} asks for no token, so {{}} can run any code on the cluster"
     if is_loopback:  # at the other end of a tunnel it may be open to more
         found = found.format("everybody on that machine")

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stability_search.errors import UsageError
+from stability_search.ray_token import read_token
 
 DASHBOARD_PORT = 8265
 RAYS_OWN_PORTS = ("6379", "10001")  # of its control service, and of its client
-_MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
-_DEFAULT_TOKEN_FILE = ".ray/auth_token"  # noqa: S105 - a path
 _HOST = re.compile(r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+")
 _PORT = re.compile(r"\d{1,5}", re.ASCII)
 _IN_A_URL = re.compile(r"[!-~]+")  # what is printable in ASCII, without blanks
@@ -173,45 +172,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"  # where other names lead is for a resolver to say
-
-
-def read_token(environment: Mapping[str, str], home: Path) -> str:
-    """Return the token that Ray would send; empty where there is none.
-
-    Args:
-        environment: As `read_address` takes it.
-        home: The same.
-
-    Raises:
-        UsageError: One must be there and is not, or it cannot be sent. It is not repeated.
-    """
-    mode = environment.get(_MODE, "").lower()
-    if mode == "disabled":
-        return ""
-    token = environment.get(_TOKEN, "").strip() or _token_of_file(environment, home)
-    if mode == "token" and not token:
-        raise UsageError(
-            f"{_MODE}=token needs a token, but none was found.",
-            hint=f"Set {_TOKEN_PATH} to a file that holds it, or write it to "
-            f"~/{_DEFAULT_TOKEN_FILE} (mode 600).",
-        )
-    if not token.isascii() or not token.isprintable():  # it becomes a header
-        raise UsageError(
-            "the token must be one line of plain ASCII, but got something else.",
-            hint=f"Look into {_TOKEN}, {_TOKEN_PATH} and ~/{_DEFAULT_TOKEN_FILE}.",
-        )
-    return token
-
-
-def _token_of_file(environment: Mapping[str, str], home: Path) -> str:
-    named = environment.get(_TOKEN_PATH, "")
-    path = Path(named).expanduser() if named else home / _DEFAULT_TOKEN_FILE
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        if not named:
-            return ""
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise UsageError(
-            f"{_TOKEN_PATH}: {path} cannot be read: {reason}.", hint="Name a file with the token."
-        ) from error

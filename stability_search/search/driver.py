@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+from stability_search import ray_token
 from stability_search.errors import InfrastructureError
 from stability_search.interruption import Signals
 from stability_search.search.desk import Desk
@@ -35,7 +36,6 @@ REPORT_S = 1.0  # a trial reports its progress about so often
 MAX_REPORTS_PER_S = 25.0  # of the whole study
 OBJECT_STORE_BYTES = 128 * 2**20  # step records are small, and containers have little of it
 
-_AUTH_MODE = "RAY_AUTH_MODE"
 _ADDRESS = "RAY_ADDRESS"  # would be joined instead of a Ray of our own
 _OVERRIDE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"  # what a job brought along, by what its driver brings
 _WAIT_S = 0.1  # signals are looked for so often
@@ -109,11 +109,11 @@ class Cluster:
 
     def __enter__(self) -> Self:
         """Set what Ray reads from the environment."""
-        names = (*_ENVIRONMENT, _ADDRESS, _AUTH_MODE, _OVERRIDE)
+        names = (*_ENVIRONMENT, _ADDRESS, ray_token.MODE, _OVERRIDE)
         self._environment_before = {name: os.environ.get(name) for name in names}
         os.environ.update(_ENVIRONMENT)
         if self._address is None:  # Ray reads it when it is imported
-            os.environ.setdefault(_AUTH_MODE, "token")
+            os.environ.setdefault(ray_token.MODE, "token")
             os.environ.pop(_ADDRESS, None)
         else:
             os.environ[_OVERRIDE] = "1"

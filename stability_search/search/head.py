@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Self
 
 from stability_search.errors import InfrastructureError
-from stability_search.search.joining import refuse_unreachable
+from stability_search.search.joining import connect
 
 CHECK_S = 5.0  # between two looks; one waits as long at most
 TOLD_S = 15.0  # of silence
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 def is_reachable(address: str) -> bool:
     """Return True if something listens at HOST:PORT."""
     try:
-        refuse_unreachable(address)
+        connect(*address.rsplit(":", 1))
     except InfrastructureError:
         return False
     return True

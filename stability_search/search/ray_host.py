@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from stability_search import ray_token
 from stability_search.interruption import end_with_parent
 
 
@@ -25,10 +26,10 @@ def ensure_private_token(home: Path, environment: Mapping[str, str]) -> None:
         home: Folder of Ray's `.ray/auth_token`; one that is there stays as it is.
         environment: What Ray reads; where it asks for no token, or names one, nothing is written.
     """
-    names_one = environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH")
-    if environment.get("RAY_AUTH_MODE", "").lower() != "token" or names_one:
+    names_one = environment.get(ray_token.TOKEN) or environment.get(ray_token.TOKEN_PATH)
+    if not ray_token.is_sent(environment) or names_one:
         return
-    path = home / ".ray" / "auth_token"
+    path = home / ray_token.TOKEN_FILE
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):  # Ray says what is wrong with the place
         path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -38,7 +38,7 @@ from stability_search.search.driver import Cluster, drive, output_to, worker_set
 from stability_search.search.early import EarlyWorkers, is_surely_cpu
 from stability_search.search.environment import describe
 from stability_search.search.head import HeadWatch
-from stability_search.search.joining import refuse_unreachable
+from stability_search.search.joining import refuse_unusable
 from stability_search.search.ledger import Ledger
 from stability_search.search.machine import Machine, choose_machine, this_machine
 from stability_search.search.news import News
@@ -117,7 +117,7 @@ def run_study(  # noqa: PLR0913 - what, where, and who hears of it
         InfrastructureError: Nothing answers at the address; nothing was written.
     """
     if address is not None:
-        refuse_unreachable(address)
+        refuse_unusable(address)
     path = output or default_path(space.study.name, datetime.now(UTC))
     directory = run_directory.create(
         path,
@@ -162,7 +162,7 @@ def resume_study(  # noqa: PLR0913 - as above
             override changes more than it may.
     """
     if address is not None:
-        refuse_unreachable(address)
+        refuse_unusable(address)
     directory = run_directory.open_run(path)
     with run_directory.lock(directory), _signals_taken() as signals, ended_at_last():
         ledger = open_ledger(directory, lambda text: on_event(message("warning", text)))

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stability_search import ray_token
 from stability_search.interruption import Signals
 from stability_search.search.driver import Cluster, output_to
-from stability_search.search.joining import refuse_unreachable
+from stability_search.search.joining import refuse_unusable
 from stability_search.search.machine import Machine, Node
 from stability_search.search.nodes import (
     NodeFacts,
@@ -101,7 +102,7 @@ def survey(address: str) -> Survey:
         InfrastructureError: The cluster does not answer, or cannot be joined from here.
         Interrupted: A signal arrived.
     """
-    refuse_unreachable(address)
+    refuse_unusable(address)
     signals, began = Signals(), time.monotonic()
     signals.install()
     try:
@@ -127,7 +128,7 @@ def survey(address: str) -> Survey:
                 is_head_here=any(
                     node.host == here.host and _OF_HEAD in node.resources for node in nodes
                 ),
-                has_sent_token=_sends_token(),
+                has_sent_token=ray_token.is_sent(os.environ),
                 seconds=time.monotonic() - began,
             )
     finally:
@@ -217,11 +218,6 @@ def _skew(state: NodeState | None, asked: tuple[float, float]) -> float | None:
         return None
     before, after = asked
     return min(0.0, state.clock_s - before) or max(0.0, state.clock_s - after)
-
-
-def _sends_token() -> bool:
-    """Return True if Ray sends a token; for `auto` it decides itself, and sets the variable."""
-    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
 
 
 def _dashboard() -> str:

@@ -1,14 +1,18 @@
 """A cluster that cannot be joined: told at once, in one line, and before anything is written."""
 
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
-from stability_search import run
+from stability_search import ray_token, run
 from stability_search.errors import InfrastructureError
-from stability_search.search.joining import cannot_join, refuse_unreachable
+from stability_search.search import joining
+from stability_search.search.joining import cannot_join, refuse_unusable
 from tests.search.inline_study import write_space
 
 NO_RAY = "Could not find any running Ray instance. Please specify the one to connect to."
@@ -24,19 +28,117 @@ def silent() -> Iterator[str]:
 
 def test_a_head_that_does_not_answer_is_named_with_what_the_system_says(silent: str) -> None:
     with pytest.raises(InfrastructureError, match="does not answer: Connection ref") as caught:
-        refuse_unreachable(silent)
+        refuse_unusable(silent)
     assert str(caught.value).startswith(f"{silent}: ")
 
 
 def test_a_port_that_cannot_be_is_an_error_of_the_same_kind() -> None:
     with pytest.raises(InfrastructureError, match="the cluster does not answer"):
-        refuse_unreachable("127.0.0.1:99999")
+        refuse_unusable("127.0.0.1:99999")
 
 
-def test_what_listens_is_let_through_and_auto_is_left_to_ray() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as head:
-        refuse_unreachable(f"127.0.0.1:{head.getsockname()[1]}")
-    refuse_unreachable("auto")
+class Head:
+    """Stands in for a cluster's head: says what a real one says to who asks if it is alive."""
+
+    def __init__(self, token: str = "", pause_s: float = 0.0) -> None:
+        self._expected = f"Bearer {token}" if token else None
+        self._pause_s = pause_s
+        self.server = grpc.server(ThreadPoolExecutor(1))
+        service, method = "ray.rpc.NodeInfoGcsService", "CheckAlive"
+        handler = grpc.unary_unary_rpc_method_handler(self._answer)
+        handlers = grpc.method_handlers_generic_handler(service, {method: handler})
+        self.server.add_generic_rpc_handlers((handlers,))
+        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        self.server.start()
+
+    def _answer(self, _request: bytes, context: grpc.ServicerContext) -> bytes:
+        time.sleep(self._pause_s)
+        sent = dict(context.invocation_metadata()).get("authorization")
+        if self._expected not in {None, sent}:
+            words = "InvalidAuthToken: Authentication token is missing or incorrect"
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, words)
+        return b""
+
+
+@pytest.fixture
+def heads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Head]]:
+    """Return what starts heads; none of this machine's tokens is used."""
+    for name in (ray_token.MODE, ray_token.TOKEN, ray_token.TOKEN_PATH, "RAY_USE_TLS"):
+        monkeypatch.delenv(name, raising=False)
+    started: list[Head] = []
+
+    def start(token: str = "", pause_s: float = 0.0) -> Head:
+        started.append(Head(token, pause_s))
+        return started[-1]
+
+    yield start
+    for head in started:
+        head.server.stop(None).wait()
+
+
+def test_a_head_that_lets_us_in_is_let_through_and_auto_is_left_to_ray(
+    heads: Callable[..., Head], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_unusable("auto")
+    refuse_unusable(heads().address)
+    monkeypatch.setenv(ray_token.MODE, "token")
+    monkeypatch.setenv(ray_token.TOKEN, "secret")
+    refuse_unusable(heads(token="secret").address)  # noqa: S106 - no secret
+    refuse_unusable(heads().address)
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({}, "it asks for a token, and none was sent"),
+        ({"RAY_AUTH_TOKEN": "secret"}, "it asks for a token, and none was sent"),
+        (
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "old"},
+            "it asks for another token than the",
+        ),
+    ],
+)
+def test_a_head_that_would_not_let_us_in_is_told_before_ray_asks(
+    heads: Callable[..., Head],
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    told: str,
+) -> None:
+    head = heads(token="secret")  # noqa: S106 - no secret
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InfrastructureError, match=told) as caught:
+        refuse_unusable(head.address)
+    assert str(caught.value).startswith(f"{head.address}: it cannot be joined: ")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_head_that_hangs_is_told_from_one_that_is_gone(
+    heads: Callable[..., Head], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "ANSWER_S", 0.2)
+    with pytest.raises(InfrastructureError, match=r"takes connections, but does not answer with"):
+        refuse_unusable(heads(pause_s=1.0).address)
+
+
+@pytest.mark.usefixtures("heads")
+def test_what_is_no_head_is_told_as_such() -> None:
+    other = grpc.server(ThreadPoolExecutor(1))
+    port = other.add_insecure_port("127.0.0.1:0")
+    other.start()
+    with pytest.raises(
+        InfrastructureError, match="head of a Ray cluster is needed, but something"
+    ):
+        refuse_unusable(f"127.0.0.1:{port}")
+    other.stop(None).wait()
+
+
+def test_a_head_with_certificates_is_left_to_ray(
+    heads: Callable[..., Head], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = heads(token="secret")  # noqa: S106 - no secret
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    refuse_unusable(head.address)
 
 
 def test_a_study_for_a_cluster_that_is_not_there_leaves_no_run_directory(
