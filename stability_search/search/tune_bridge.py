@@ -48,7 +48,9 @@ class Bridge(Callback):
     """Hears what Tune's trials report. Tune calls every hook by keyword.
 
     The first trials of Tune are nobody's: they make its workers load torch. Until all of them
-    have, early workers go on taking trials; then each gives its slot up after its trial.
+    have, early workers go on taking trials; then each gives its slot up after its trial. Where
+    there are none, a worker that is ready takes trials within nobody's: if that ended, Tune would
+    give the worker a trial whose own worker is starting, and drop that one.
 
     Args:
         desk: Where trials come from and reports go.
@@ -74,8 +76,6 @@ class Bridge(Callback):
         self._desk = desk
         self._inspector = inspector
         self._waiting = waiting
-        self._num_placed = 0
-        self._is_busy_elsewhere = False
         desk.hold_node = self._hold_node
         desk.this_node_id = ray.get_runtime_context().get_node_id()
         desk.num_slots = num_slots
@@ -85,6 +85,7 @@ class Bridge(Callback):
         self._num_slots = num_slots
         self._early = early
         self._running: dict[str, RunningTrial] = {}
+        self._nobodys: set[str] = set()
         self._warming: set[str] = set()
         self._num_warmed = 0
         self._places: dict[Any, tuple[str, int]] = {}  # host and process by actor
@@ -98,6 +99,7 @@ class Bridge(Callback):
     def next_order(self, ray_id: str) -> str | None:
         """Return the next trial as text, empty for one that only warms up; None to wait."""
         if self._num_warmed + len(self._warming) < self._num_slots:
+            self._nobodys.add(ray_id)
             self._warming.add(ray_id)
             return ""
         running = self._next_trial()
@@ -145,11 +147,10 @@ class Bridge(Callback):
                 sys.stdout.write("Ray's workers are ready; the early ones end.\n")  # into run.log
                 sys.stdout.flush()
                 self._early.retire()
-        return self._num_warmed >= self._num_slots or self._is_busy_elsewhere
+        return self._num_warmed >= self._num_slots
 
     def note_places(self, *, num_placed: int, num_unplaced: int) -> None:
         """Hear how many workers there are, and for how many no node has room."""
-        self._num_placed = num_placed
         self._waiting.note(num_placed=num_placed, num_unplaced=num_unplaced)
 
     # -- Tune's hooks ------------------------------------------------------------------------
@@ -179,11 +180,7 @@ class Bridge(Callback):
                 ray.kill(self._actors.pop(ray_id))
 
     def _look_at_waiting(self) -> None:
-        """Say that the cluster is busy, and let those begin that have a place."""
-        if not self._waiting.is_long:
-            return
-        # Those that have a place begin once they are warm; the others start as there is room.
-        self._is_busy_elsewhere |= 0 < self._num_placed <= self._num_warmed
+        """Say that the cluster is busy; those workers that have a place go on meanwhile."""
         if self._waiting.is_due:
             self._desk.notice(self._waiting.message(living_nodes(), free_resources()))
 
@@ -192,19 +189,32 @@ class Bridge(Callback):
 
         A process says once, with its first trial, that it has begun; later trials begin here.
         """
-        running = self._running.get(trial.trial_id)
-        if running is None:  # it warms up
-            return
+        if trial.trial_id in self._running:  # else it is nobody's
+            self._is_taken(trial)
+
+    def _is_taken(self, trial: "Trial") -> bool:
+        """Note where a trial's worker is; return False if the trial must not run there."""
+        running = self._running[trial.trial_id]
         actor: Any = trial.temporary_state.ray_actor
         self._actors[trial.trial_id] = actor
         running.node_id = self._node_id(actor)
         node, pid = self._places.get(actor, (str(trial.node_ip or ""), 0))
         if not self._is_welcome(running, node):
             ray.kill(actor)
-            return
+            return False
         running.is_elsewhere = self._is_elsewhere(running.node_id)
         if actor in self._begun:
             self._desk.begin(running, node=node, pid=pid)
+        return True
+
+    def _offer(self, trial: "Trial") -> None:
+        """Give a worker that is ready before others are a trial, if there is one."""
+        actor: Any = trial.temporary_state.ray_actor
+        running = None if self.is_on_sick_node(actor) else self._next_trial()
+        if running is not None:
+            self._running[trial.trial_id] = running
+            if self._is_taken(trial):
+                actor.offer.remote(running.request.to_text())
 
     def _is_welcome(self, running: RunningTrial, node: str) -> bool:
         """Ask a node that joined later; the trial is given again where it must not run there.
@@ -252,7 +262,11 @@ class Bridge(Callback):
         if actor not in self._places:
             self._desk.note_start(self._node_id(actor))
         self._places[actor] = place
-        if running is None:  # it warms up: the scheduler has noted it
+        if result["kind"] == WARM:  # the scheduler has noted it, and ended it if all are ready
+            if not result.get("done"):
+                self._offer(trial)
+            return
+        if running is None:
             return
         kind = ReportKind(result["kind"])
         if kind is ReportKind.STARTED:
@@ -260,6 +274,8 @@ class Bridge(Callback):
             self._desk.begin(running, node=place[0], pid=place[1])
         else:
             self._desk.hear(running, kind, payload)
+        if kind is ReportKind.ENDED and trial.trial_id in self._nobodys:
+            self.on_trial_complete(trial=trial)  # it waits again
 
     def on_trial_complete(self, *, trial: "Trial", **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401
         """Forget the trial."""

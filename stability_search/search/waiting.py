@@ -42,11 +42,6 @@ class Waiting:
             self._since = self._clock()
 
     @property
-    def is_long(self) -> bool:
-        """True once trials have waited for longer than giving them a place takes."""
-        return self._waited_s >= PATIENCE_S
-
-    @property
     def is_due(self) -> bool:
         """True if it is time to say so."""
         due_s = max(self._due_s, EVERY_S) if self._num_placed else self._due_s

@@ -1,6 +1,6 @@
 """How busy 64 slots are on 8 logical nodes of this machine, with trials that wait.
 
-    python -m tests.benchmarks.bench_cluster [--slots 64] [--waves 2] [--trial-s 20]
+    python -m tests.benchmarks.bench_cluster [--slots 64] [--waves 6] [--trial-s 20]
         [--methods ours reused function class]
 
 Eight raylets with logical cores, and a study of ours as `run --address` drives it: plan, ledger,
@@ -9,11 +9,12 @@ for those of eight. Then plain Ray Tune on the same raylets, set up as its own d
 with as many trials that wait as long and report as often: a class trainable whose workers are
 used again, a function, a class whose workers are not used again.
 
-Busy is the share of slot time in trials between the first trial's begin and the last one's begin:
-starting the workers and the ragged end are told apart, and are in the figures "with start and
-end". What starts a worker here is two cores for all eight nodes, which is the longest part of it:
-load the machine with anything else, and the rivals take many minutes. Each is stopped after
-`--limit-s`; its figures are then of the trials that had ended.
+Busy is the share of slot time in trials up to the last one's begin, from two moments: the first
+trial's begin, and when 95 % of the slots were first busy together, all workers having started by
+then. The whole start and the ragged end are in the figures "with start and end". What starts a
+worker here is two cores for all eight nodes, which is the longest part of it: load the machine
+with anything else, and the rivals take many minutes. Each is stopped after `--limit-s`; its
+figures are then of the trials that had ended.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ from tests.benchmarks import bench_driver
 from tests.benchmarks.bench_driver import Study, Until, made_up, made_up_steps, new_study
 
 NUM_NODES = 8
+_FULL = 0.95  # of the slots: with that many busy all workers have started
 STORE_BYTES = 80 * 2**20
 
 
@@ -210,6 +212,23 @@ METHODS: dict[str, tuple[str, Callable[..., None]]] = {
 }
 
 
+def read_span(path: Path) -> tuple[float, float]:
+    """Return when a trial began and ended."""
+    begun, ended = map(float, path.read_text().split())
+    return begun, ended
+
+
+def num_busy(spans: Sequence[tuple[float, float]], now: float) -> int:
+    """Return how many trials run at a moment."""
+    return sum(begun <= now < ended for begun, ended in spans)
+
+
+def busy(spans: Sequence[tuple[float, float]], since: float, until: float) -> float:
+    """Return how many slots are busy between two moments, on average."""
+    within = (min(ended, until) - max(begun, since) for begun, ended in spans)
+    return sum(max(0.0, seconds) for seconds in within) / max(until - since, 1e-9)
+
+
 def measure(name: str, options: argparse.Namespace, work: Callable[[str], None]) -> None:
     """Time one way to run the trials, and print its figures."""
     slots = options.slots
@@ -219,15 +238,17 @@ def measure(name: str, options: argparse.Namespace, work: Callable[[str], None])
         started, cpu_s = time.time(), time.process_time()
         work(str(folder))
         cpu_s = time.process_time() - cpu_s
-        spans = [tuple(map(float, path.read_text().split())) for path in folder.iterdir()]
-    begins, ends = [begun for begun, _ in spans], [ended for _, ended in spans]
-    first, last = min(begins), max(begins)
-    busy = sum(max(0.0, min(ended, last) - begun) for begun, ended in spans)
-    share, whole = busy / (slots * (last - first)), max(ends) - started
-    overall = sum(ended - begun for begun, ended in spans) / (slots * whole)
+        spans = [read_span(path) for path in folder.iterdir()]
+    begins = sorted(begun for begun, _ in spans)
+    last, whole = begins[-1], max(ended for _, ended in spans) - started
+    full = next((t for t in begins if num_busy(spans, t) >= _FULL * slots), last)
+    shares = [busy(spans, since, last) / slots for since in (begins[0], full)]
+    overall = busy(spans, started, started + whole) / slots
     print(
-        f"{name}: {len(spans)} of {slots * options.waves} trials, slots busy {share:.2f} of the "
-        f"time; first trial after {first - started:.1f} s; {len(spans) / whole:.2f} trials/s and "
+        f"{name}: {len(spans)} of {slots * options.waves} trials; slots busy {shares[0]:.2f} of "
+        f"the time from the first begin to the last, {shares[1]:.2f} once {_FULL:.0%} were; first "
+        f"trial after {begins[0] - started:.1f} s, all slots after {full - started:.1f} s; "
+        f"{len(spans) / whole:.2f} trials/s and "
         f"busy {overall:.2f} with start and end, in {whole:.0f} s; CPU of the driver "
         f"{cpu_s / whole:.2f} of a core; load {os.getloadavg()[0]:.1f}",
         flush=True,
@@ -240,7 +261,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--waves", type=int, default=2)
+    parser.add_argument("--waves", type=int, default=6)
     parser.add_argument("--trial-s", type=float, default=20.0)
     parser.add_argument("--limit-s", type=float, default=600.0)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))

@@ -60,7 +60,7 @@ HOLD = Path({path!r})
 
 class Gate:
     def find_spec(self, name, *_):
-        while name == "torch" and HOLD.exists():
+        while name == "torch._C" and HOLD.exists():  # it is looked for without being loaded, too
             time.sleep(0.05)
 
 
@@ -200,6 +200,30 @@ def test_a_node_that_joins_late_gets_trials_and_one_that_differs_is_left_alone(
 
 def held_on(folder: Path, node: Any) -> bool:  # noqa: ANN401 - Ray's
     return (folder / f"held on {node.node_id}").exists()
+
+
+def test_a_worker_that_never_gets_ready_holds_nobody_up(
+    clusters: Callable[..., Cluster], folder: Path
+) -> None:
+    hold_starts, planted = folder / "hold starts", folder / "planted" / "sitecustomize.py"
+    planted.parent.mkdir()
+    planted.write_text(HOLD_STARTS.format(path=str(hold_starts)))
+    hold_starts.touch()
+    cluster = clusters(1)
+    slow = cluster.add_node(
+        num_cpus=1,
+        object_store_memory=STORE_BYTES,
+        env_vars={"PYTHONPATH": f"{planted.parent}{os.pathsep}{ROOT}"},
+    )
+    cluster.wait_for_nodes()
+    (ready,) = (one for one in cluster.list_all_nodes() if one.node_id != slow.node_id)
+    with Study(folder, cluster) as study:
+        assert study.end() == 0, study.errors
+    assert (folder / f"ran on {ready.node_id}").exists()
+    assert not (folder / f"ran on {slow.node_id}").exists()
+    trials = read_run(folder / "out").trials
+    assert set(trials["outcome"]) == {"completed"}
+    assert trials["trial_id"].is_unique
 
 
 def test_workers_that_are_killed_while_they_start_cost_their_trial_no_attempt(

@@ -1,5 +1,6 @@
 """What the bridge makes of Tune's hooks when a worker dies, without a cluster: Tune is played."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +10,10 @@ import pytest
 import ray
 
 from stability_search.interruption import Signals
-from stability_search.records.trial import Outcome
+from stability_search.records.trial import Outcome, TrialSummary
 from stability_search.search import tune_bridge
 from stability_search.search.desk import DRIVER_GRACE_S, Desk, RunningTrial
+from stability_search.search.request import Order
 from stability_search.search.trainable import WARM
 from stability_search.search.tune_bridge import Bridge
 from stability_search.search.worker import ReportKind
@@ -31,7 +33,10 @@ class Tune:
         self.held: list[str] = []
         self.desk = Desk(self.source, Signals())
         quarantine: Any = SimpleNamespace(
-            hold=self.held.append, hold_more=lambda: None, has_usable_node=True
+            hold=self.held.append,
+            hold_more=lambda: None,
+            has_usable_node=True,
+            is_held=lambda _node_id: False,
         )
         waiting: Any = None
         self.bridge = Bridge(
@@ -40,7 +45,7 @@ class Tune:
         )  # fmt: skip
         self._num_trials = 0
 
-    def trial(self, actor: str) -> Any:  # noqa: ANN401 - Tune's
+    def trial(self, actor: Any) -> Any:  # noqa: ANN401 - Tune's
         """Ask for an order, as for a trial that an actor will get."""
         self._num_trials += 1
         name = f"trial {self._num_trials}"
@@ -49,19 +54,23 @@ class Tune:
             trial_id=name, temporary_state=SimpleNamespace(ray_actor=actor), node_ip="1.2.3.4"
         )
 
-    def warm_up(self, actor: str) -> None:
-        self.report(self.trial(actor), WARM)
+    def warm_up(self, actor: Any) -> Any:  # noqa: ANN401 - Tune's
+        trial = self.trial(actor)
+        self.report(trial, WARM)
+        return trial
 
     def start(self, actor: str) -> Any:  # noqa: ANN401 - Tune's
         trial = self.trial(actor)
         self.bridge.on_trial_start(trial=trial)
         return trial
 
-    def report(self, trial: Any, kind: str) -> None:  # noqa: ANN401 - Tune's
-        result = {"kind": kind, "hostname": "host", "pid": 0}
+    def report(self, trial: Any, kind: str, payload: object = None) -> None:  # noqa: ANN401 - Tune's
+        result = {"kind": kind, "hostname": "host", "pid": 0, "payload": payload}
+        if kind == WARM and self.bridge.note_warm(
+            trial.trial_id
+        ):  # asked first, as schedulers are
+            result["done"] = True
         self.bridge.on_trial_result(trial=trial, result=result)
-        if kind == WARM:
-            self.bridge.note_warm(trial.trial_id)
 
     def lose(self, trial: Any, error: str = DIED) -> None:  # noqa: ANN401 - Tune's
         file = self._folder / trial.trial_id
@@ -126,6 +135,79 @@ def test_a_trial_is_given_again_if_an_idle_process_was_dead_when_it_got_it(tune:
     tune.bridge.on_trial_complete(trial=first)
     tune.lose(tune.trial("a"))  # Tune never says that it has started
     assert tune.given_next == ("search-0002", 0)
+
+
+FINE = TrialSummary(
+    outcome=Outcome.COMPLETED, num_planned_steps=5, num_steps=5, wall_s=1.0, device="cpu"
+)
+
+
+class Actor:
+    """Takes offers as a worker does."""
+
+    def __init__(self) -> None:
+        self.offered: list[str] = []
+        self.offer = SimpleNamespace(remote=self._take)
+
+    def _take(self, text: str) -> None:
+        self.offered.append(text)
+
+
+def test_a_worker_that_is_ready_before_others_takes_trials_until_all_are(tune: Tune) -> None:
+    tune.bridge._num_slots = 2  # noqa: SLF001 - the second worker takes its time
+    actor, ended = Actor(), (json.dumps(FINE.to_json()), b"")
+    first, second = tune.trial(actor), tune.trial("slow")
+    assert tune.order == ""
+    for number in range(3):
+        tune.report(first, WARM)
+        assert len(actor.offered) == number + 1
+        assert tune.bridge._running[first.trial_id].started == 0 or number  # noqa: SLF001 - nobody tells
+        if number == 0:
+            tune.report(first, ReportKind.STARTED)
+        tune.report(first, ReportKind.ENDED, ended)
+        assert first.trial_id not in tune.bridge._running  # noqa: SLF001 - as above
+    assert all(Order.from_text(text).config.task.module == "m" for text in actor.offered)
+    assert [end for end, _, _ in tune.source.ends] == [Outcome.COMPLETED] * 3
+
+    tune.report(second, WARM)
+    tune.report(first, WARM)  # by which its trial of Tune's ends
+    assert len(actor.offered) == 3
+    assert tune.given_next == ("search-0004", 3)
+
+
+def test_a_trial_that_was_offered_is_lost_with_its_worker_or_given_again(tune: Tune) -> None:
+    tune.bridge._num_slots = 3  # noqa: SLF001 - the third worker takes its time
+    begun, unbegun = tune.trial(Actor()), tune.trial(Actor())
+    for trial in (begun, unbegun):
+        tune.report(trial, WARM)
+    tune.report(begun, ReportKind.STARTED)
+    tune.lose(begun)
+    tune.lose(unbegun)
+    assert [end for end, _, _ in tune.source.ends] == [Outcome.INFRASTRUCTURE]
+    assert tune.given_next == ("search-0002", 1)
+
+
+def test_a_worker_on_a_sick_node_is_offered_nothing(tune: Tune) -> None:
+    tune.bridge._num_slots = 2  # noqa: SLF001 - the second worker takes its time
+    quarantine: Any = tune.bridge._quarantine  # noqa: SLF001 - as the fixture made it
+    quarantine.is_held = {"there": True}.__getitem__
+    actor = Actor()
+    tune.warm_up(actor)
+    assert actor.offered == []
+
+
+def test_a_worker_on_a_node_that_differs_is_offered_nothing(
+    tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune.bridge._num_slots = 2  # noqa: SLF001 - the second worker takes its time
+    inspector: Any = SimpleNamespace(problem_of=lambda _node_id, _look: "torch 2.0 there")
+    tune.bridge._inspector = inspector  # noqa: SLF001 - a node that joined later
+    actor, killed = Actor(), list[object]()
+    monkeypatch.setattr(ray, "kill", killed.append)
+    trial = tune.warm_up(actor)
+    tune.lose(trial)
+    assert (actor.offered, killed) == ([], [actor])
+    assert tune.given_next == ("search-0001", 0)
 
 
 def test_workers_that_die_before_they_are_warm_count_against_their_node(tune: Tune) -> None:

@@ -36,7 +36,7 @@ def overdue(tune: Tune) -> tuple[Any, RunningTrial]:
     tune.warm_up("a")
     trial = tune.start("a")
     tune.report(trial, ReportKind.STARTED)
-    waiting: Any = SimpleNamespace(is_long=False)
+    waiting: Any = SimpleNamespace(is_due=False)
     tune.bridge._waiting = waiting  # noqa: SLF001 - nobody waits
     running = tune.bridge._running[trial.trial_id]  # noqa: SLF001 - as Tune has no handle on it
     running.started = NOW - running.limit_s - DRIVER_GRACE_S - 1

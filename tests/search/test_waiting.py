@@ -39,9 +39,8 @@ def test_a_place_that_is_found_ends_it() -> None:
     waiting = Waiting(MACHINE, clock)
     waiting.note(num_placed=0, num_unplaced=1)
     clock.now += 60
-    assert waiting.is_long
+    assert waiting.is_due
     waiting.note(num_placed=1, num_unplaced=0)
-    assert not waiting.is_long
     assert not waiting.is_due
     waiting.note(num_placed=0, num_unplaced=1)
     clock.now += PATIENCE_S - 1
@@ -53,7 +52,6 @@ def test_where_some_trials_run_it_is_told_later_and_once_in_a_while() -> None:
     waiting = Waiting(MACHINE, clock)
     waiting.note(num_placed=3, num_unplaced=1)
     clock.now += EVERY_S - 1
-    assert waiting.is_long
     assert not waiting.is_due
     clock.now += 1
     assert waiting.is_due
