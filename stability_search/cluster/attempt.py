@@ -8,6 +8,7 @@ study's may be younger than Ray's list of them, and outlives it. Killed, it take
 which nobody could stop any more.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from stability_search.errors import InfrastructureError, StabilitySearchError, U
 from stability_search.files import write_whole
 from stability_search.inert import inert
 from stability_search.interruption import end_with_parent
+from stability_search.search.scratch import Scratch
 from stability_search.space import Space, changed_values, resume_difference
 from stability_search.space_directory import refuse_changed_task, task_facts
 
@@ -95,8 +97,8 @@ def run_attempt(
     except StabilitySearchError as error:
         return AttemptResult(exit_code=error.exit_code, problem=str(error))
     # Two nodes of one machine share Ray's folder, and the second unpacks what was sent anew.
-    with tempfile.TemporaryDirectory(prefix="stability-search-sent-") as sent:
-        shutil.copytree(Path.cwd(), sent, dirs_exist_ok=True)
+    with contextlib.closing(Scratch()) as scratch:
+        sent = shutil.copytree(Path.cwd(), scratch.path / "sent")
         if stop.is_there:
             never = ("Stopped before it began.",)
             return AttemptResult(exit_code=_TERMINATED, lines=never, run_directory=str(directory))
@@ -149,7 +151,7 @@ def _refuse_other_task(directory: Path, sent: Space) -> None:
 def _run(
     words: Sequence[str],
     *,
-    folder: str,
+    folder: Path,
     timeout_s: float | None = None,
     on_start: Callable[["subprocess.Popen[bytes]"], None] | None = None,
 ) -> tuple[int, tuple[str, ...]]:

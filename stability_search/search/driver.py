@@ -266,7 +266,7 @@ class Cluster:
 
         Once more those of killed drivers, too: their last processes may have written since.
         """
-        self._scratch.remove()
+        self._scratch.close()
 
     @property
     def storage(self) -> Path:

@@ -1,4 +1,4 @@
-"""A driver's folder for Ray's files, and the removal of those that killed drivers left behind.
+"""A driver's folder for temporary files, and the removal of those that killed drivers left behind.
 
 A folder says by a file in it whose it is: its driver keeps that file locked for as long as it
 lives. Process ids say nothing where containers share the place of temporary files.
@@ -17,7 +17,7 @@ _MARKER = ".stability-search-driver"
 
 
 class Scratch:
-    """A folder of this driver's own; `remove` it.
+    """A folder of this driver's own; `close` it.
 
     Attributes:
         path: The folder.
@@ -32,7 +32,7 @@ class Scratch:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             part.rename(self.path / _MARKER)  # marked once it is locked, never before
 
-    def remove(self) -> None:
+    def close(self) -> None:
         """Remove the folder, and once more what killed drivers left; a second call is harmless."""
         _remove(self.path)
         self._lock.close()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from stability_search.cluster import attempt, snapshot
 from stability_search.cluster.attempt import AttemptOrder, StopRequest, run_attempt
 from stability_search.cluster.result import AttemptResult, own_log_folder, record_name
 from stability_search.cluster.snapshot import NO_DIRECTORY, SnapshotOrder
+from stability_search.search.scratch import Scratch
 
 SPACE = """\
 name: small
@@ -100,6 +102,19 @@ def test_a_study_keeps_what_was_sent_although_the_working_directory_goes(
     monkeypatch.setenv("VANISHES", str(sent))
     result = run_attempt(order(folder), address="1.2.3.4:5")
     assert result.lines == ("space.yaml is there: True", "Verdict.")
+
+
+def test_the_copy_of_what_was_sent_goes_also_where_an_attempt_before_was_killed(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    killed = Scratch()
+    (killed.path / "sent").mkdir()
+    killed._lock.close()  # noqa: SLF001 - as the kernel does
+    run_attempt(order(folder), address="a")
+    assert words(folder)
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_study_that_is_there_goes_on_with_what_was_raised_since(folder: Path) -> None:
@@ -239,7 +254,8 @@ def test_a_space_that_this_version_cannot_read_runs_nothing(folder: Path) -> Non
 
 def start_job(folder: Path) -> "subprocess.Popen[bytes]":
     """Start a job in a process of its own, and return once its study runs."""
-    log = folder / LOG
+    log, temporary = folder / LOG, folder.with_name(f"{folder.name}-temporary")
+    temporary.mkdir()
     # The real code, which the stand-in hides from what it starts.
     start = (
         f"import sys; sys.path[:0] = {sys.path!r}; from stability_search.cluster import attempt"
@@ -254,7 +270,7 @@ def start_job(folder: Path) -> "subprocess.Popen[bytes]":
             env=os.environ
             | {
                 "PYTHONPATH": str(folder / "path"),
-                "TMPDIR": str(folder),  # a job that is killed leaves its copy there
+                "TMPDIR": str(temporary),  # a job that is killed leaves its copy there
                 "SLEEPS": "1",
                 "RAY_ADDRESS": "a",
             },

@@ -25,7 +25,7 @@ def live() -> Iterator[Scratch]:
     folder = Scratch()
     (folder.path / "session" / "logs").mkdir(parents=True)
     yield folder
-    folder.remove()
+    folder.close()
 
 
 def kill(driver: Scratch) -> Path:
@@ -36,14 +36,14 @@ def kill(driver: Scratch) -> Path:
 
 def drive() -> None:
     """Begin as a driver and end as one."""
-    Scratch().remove()
+    Scratch().close()
 
 
 def test_a_driver_leaves_nothing_behind(place: Path) -> None:
     folder = Scratch()
     (folder.path / "session" / "logs").mkdir(parents=True)
-    folder.remove()
-    folder.remove()  # as a second signal does
+    folder.close()
+    folder.close()  # as a second signal does
     assert list(place.iterdir()) == []
 
 
@@ -78,7 +78,7 @@ def test_what_last_processes_of_a_killed_driver_write_is_removed_in_the_end(
     following = Scratch()
     assert not (left / "session").exists()
     (left / "session" / "logs").mkdir(parents=True)  # one of Ray's was still there
-    following.remove()
+    following.close()
     drive()
     assert not left.exists()
 
@@ -91,7 +91,7 @@ def test_a_folder_that_could_not_be_removed_is_left_to_the_next_driver(
 
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", remove_in_part)
-        live.remove()
+        live.close()
     assert live.path.exists()
     drive()
     assert not live.path.exists()
