@@ -4,6 +4,9 @@ Once it cannot, whatever asks Ray for anything waits in Ray's own code, also wha
 cluster, and no signal is heard: Ray itself sees in a minute that a head has died and ends the
 process without a word, and it does not see for many minutes that the way there is cut. So a
 thread looks, and is all that can still act.
+
+A head that takes connections and does not answer may come back, and trials go on without it for a
+while: it is told of as soon, and given up late.
 """
 
 import threading
@@ -11,24 +14,15 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-from stability_search.errors import InfrastructureError
-from stability_search.search.joining import connect
+from stability_search.search.joining import Reach, reach
 
 CHECK_S = 5.0  # between two looks; one waits as long at most
 TOLD_S = 15.0  # of silence
 GONE_S = 40.0  # of silence; Ray's own patience, where it notices, is 60 s
+HUNG_S = 600.0  # the same where it still takes connections, which Ray waits for without end
 
 Say = Callable[[str], None]
 """Takes a sentence without its full stop."""
-
-
-def is_reachable(address: str) -> bool:
-    """Return True if something listens at HOST:PORT."""
-    try:
-        connect(*address.rsplit(":", 1))
-    except InfrastructureError:
-        return False
-    return True
 
 
 class HeadWatch:
@@ -37,8 +31,9 @@ class HeadWatch:
     Args:
         address: `HOST:PORT` on which it takes connections.
         say: Hears in a thread of ours that it is silent, and that it answers again.
-        give_up: Called once, in the same thread, when it has been silent for `GONE_S`.
-        is_reachable: Says whether it answers.
+        give_up: Called once, in the same thread, when it has been silent for `GONE_S`, or for
+            `HUNG_S` where it takes connections.
+        reach: Says how much of it can be reached.
         clock: Seconds from a fixed start.
     """
 
@@ -48,12 +43,12 @@ class HeadWatch:
         *,
         say: Say,
         give_up: Say,
-        is_reachable: Callable[[str], bool] = is_reachable,
+        reach: Callable[[str], Reach] = reach,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address = address
         self._say, self._give_up = say, give_up
-        self._is_reachable, self._clock = is_reachable, clock
+        self._reach, self._clock = reach, clock
         self._silent_since: float | None = None
         self._is_told = False
         self._is_over = threading.Event()
@@ -71,7 +66,8 @@ class HeadWatch:
     def look(self) -> None:
         """Look once, and act on it."""
         began = self._clock()
-        if self._is_reachable(self._address):
+        reached = self._reach(self._address)
+        if reached is Reach.ANSWERS:
             if self._is_told:
                 self._say("the cluster's head answers again")
             self._silent_since, self._is_told = None, False
@@ -82,7 +78,7 @@ class HeadWatch:
         text = f"the cluster's head, {self._address}, has not answered for {silent_s:.0f} s"
         if self._is_over.is_set():  # left meanwhile
             return
-        if silent_s >= GONE_S:
+        if silent_s >= (GONE_S if reached is Reach.GONE else HUNG_S):
             self._is_over.set()
             self._give_up(text)
         elif silent_s >= TOLD_S and not self._is_told:

@@ -6,10 +6,11 @@ is wanted, and says of a missing one only that it failed to connect.
 
 import os
 import socket
+from enum import Enum
 from pathlib import Path
 
 from stability_search import ray_token
-from stability_search.errors import InfrastructureError
+from stability_search.errors import InfrastructureError, StabilitySearchError
 
 ANSWER_S = 5.0  # so long a head has to take a connection, and to answer
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # takes an empty message; asks for a token
@@ -36,17 +37,43 @@ def refuse_unusable(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host:
         return
-    connect(host, port)
-    if os.environ.get("RAY_USE_TLS", "0").lower() in {"0", "false"}:
-        _ask(address)
+    _connect(host, port)
+    _ask(address)
 
 
-def connect(host: str, port: str) -> None:
-    """Connect to a port and leave again.
+class Reach(Enum):
+    """How much of a head can be reached."""
 
-    Raises:
-        InfrastructureError: Nothing listens there, or it takes no connection within 5 s.
+    ANSWERS = "it answers"
+    HANGS = "it takes connections and says nothing"
+    GONE = "it takes no connection"
+
+
+def reach(address: str) -> Reach:
+    """Return whether the head at `HOST:PORT` takes connections, and answers.
+
+    Whether it lets this process in, and what else it says, does not matter here.
     """
+    host, _, port = address.rpartition(":")
+    try:
+        _connect(host, port)
+    except InfrastructureError:
+        return Reach.GONE
+    try:
+        _ask(address)
+    except _SilentError:
+        return Reach.HANGS
+    except StabilitySearchError:
+        pass
+    return Reach.ANSWERS
+
+
+class _SilentError(InfrastructureError):
+    """A head that takes connections did not answer in time."""
+
+
+def _connect(host: str, port: str) -> None:
+    """Connect to a port and leave again."""
     address = f"{host}:{port}"
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
@@ -63,6 +90,8 @@ def _ask(address: str) -> None:
 
     Ray's own client ends the process that it is in a minute after a head has gone.
     """
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in {"0", "false"}:
+        return  # left to Ray, which has the certificates
     import grpc
 
     is_sent = ray_token.is_sent(os.environ)
@@ -78,7 +107,7 @@ def _ask(address: str) -> None:
     if code is grpc.StatusCode.UNAUTHENTICATED:
         raise _closed(address, _ANOTHER if is_sent else _NOT_SENT)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        raise InfrastructureError(
+        raise _SilentError(
             f"{address}: the cluster takes connections, but does not answer within "
             f"{ANSWER_S:g} s.",
             hint="Look at its head: it may be overloaded, stopped, or no head at all.",

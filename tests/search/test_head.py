@@ -1,25 +1,25 @@
 """A head that does not answer is told of, and at last ends the study."""
 
-import socket
 import threading
 
 import pytest
 
-from stability_search.search.head import GONE_S, TOLD_S, HeadWatch, is_reachable
+from stability_search.search.head import GONE_S, HUNG_S, TOLD_S, HeadWatch
+from stability_search.search.joining import Reach
 
 
 class World:
     """A head that answers or not, and a clock that is set."""
 
     def __init__(self) -> None:
-        self.now, self.answers = 0.0, True
+        self.now, self.reached = 0.0, Reach.ANSWERS
         self.said: list[str] = []
         self.given_up: list[str] = []
         self.watch = HeadWatch(
             "head:1",
             say=self.said.append,
             give_up=self.given_up.append,
-            is_reachable=lambda _address: self.answers,
+            reach=lambda _address: self.reached,
             clock=lambda: self.now,
         )
 
@@ -36,12 +36,12 @@ def test_silence_is_told_once_and_so_is_its_end() -> None:
     assert world.look(1000.0) == []
     told = [f"the cluster's head, head:1, has not answered for {TOLD_S:.0f} s"]
     for _ in range(9):
-        world.answers = False
+        world.reached = Reach.GONE
         assert world.look(GONE_S) == []
         assert world.look(TOLD_S - 1) == []
         assert world.look(1) == told
         assert world.look(GONE_S - TOLD_S - 1) == []
-        world.answers = True
+        world.reached = Reach.ANSWERS
         assert world.look(1) == ["the cluster's head answers again"]
         assert world.look(1) == []
     assert world.given_up == []  # many a short silence makes no long one
@@ -49,7 +49,7 @@ def test_silence_is_told_once_and_so_is_its_end() -> None:
 
 def test_a_head_that_is_silent_for_long_is_given_up_once() -> None:
     world = World()
-    world.answers = False
+    world.reached = Reach.GONE
     world.look(0)
     world.look(GONE_S - 1)
     assert world.given_up == []
@@ -60,20 +60,22 @@ def test_a_head_that_is_silent_for_long_is_given_up_once() -> None:
 
 def test_nothing_is_given_up_once_the_cluster_was_left() -> None:
     world = World()
-    world.answers = False
+    world.reached = Reach.GONE
     world.look(0)
     world.watch.__exit__()
     assert world.look(GONE_S) == []
     assert world.given_up == []
 
 
-def test_a_head_is_reachable_where_something_listens() -> None:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))  # held throughout: nobody else gets the port
-        address = f"127.0.0.1:{holder.getsockname()[1]}"
-        assert not is_reachable(address)
-        holder.listen()
-        assert is_reachable(address)
+def test_a_head_that_hangs_is_told_of_as_soon_and_given_up_late() -> None:
+    world = World()
+    world.reached = Reach.HANGS
+    world.look(0)
+    assert world.look(TOLD_S) == ["the cluster's head, head:1, has not answered for 15 s"]
+    world.look(HUNG_S - TOLD_S - 1)
+    assert world.given_up == []
+    world.look(1)
+    assert world.given_up == ["the cluster's head, head:1, has not answered for 600 s"]
 
 
 def test_the_watch_looks_by_itself_until_it_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +85,7 @@ def test_the_watch_looks_by_itself_until_it_is_left(monkeypatch: pytest.MonkeyPa
         "head:1",
         say=world.said.append,
         give_up=world.given_up.append,
-        is_reachable=lambda _address: bool(has_looked.set()),
+        reach=lambda _address: has_looked.set() or Reach.GONE,
     )
     with watch:
         assert has_looked.wait(60)

@@ -28,7 +28,7 @@ from stability_search.search.news import News
 
 head.CHECK_S = 0.001
 study.HeadWatch = partial(
-    head.HeadWatch, is_reachable=lambda _address: False, clock=count(step=5).__next__
+    head.HeadWatch, reach=lambda _address: head.Reach.GONE, clock=count(step=5).__next__
 )
 space = spaces.load(sys.argv[1])
 facts = run_directory.study_facts(space)

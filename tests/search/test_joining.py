@@ -12,7 +12,7 @@ import pytest
 from stability_search import ray_token, run
 from stability_search.errors import InfrastructureError
 from stability_search.search import joining
-from stability_search.search.joining import cannot_join, refuse_unusable
+from stability_search.search.joining import Reach, cannot_join, reach, refuse_unusable
 from tests.search.inline_study import write_space
 
 NO_RAY = "Could not find any running Ray instance. Please specify the one to connect to."
@@ -117,8 +117,18 @@ def test_a_head_that_hangs_is_told_from_one_that_is_gone(
     heads: Callable[..., Head], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(joining, "ANSWER_S", 0.2)
+    address = heads(pause_s=1.0).address
     with pytest.raises(InfrastructureError, match=r"takes connections, but does not answer with"):
-        refuse_unusable(heads(pause_s=1.0).address)
+        refuse_unusable(address)
+    assert reach(address) is Reach.HANGS
+
+
+def test_how_much_of_a_head_is_reached_is_no_matter_of_tokens(
+    heads: Callable[..., Head], silent: str
+) -> None:
+    assert reach(silent) is Reach.GONE
+    assert reach(heads().address) is Reach.ANSWERS
+    assert reach(heads(token="secret").address) is Reach.ANSWERS  # noqa: S106 - no secret
 
 
 @pytest.mark.usefixtures("heads")
