@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from stability_search import ray_token
 from stability_search.errors import InfrastructureError
-from stability_search.interruption import Signals
+from stability_search.interruption import Interrupted, Signals
 from stability_search.search.desk import Desk
 from stability_search.search.early import EarlyWorkers
 from stability_search.search.joining import cannot_join
@@ -42,6 +42,7 @@ _WAIT_S = 0.1  # signals are looked for so often
 _LEAVE_S = 3.0  # what has not ended by then is killed
 _IMPORT_S = 0.5  # an import of Ray cannot be broken off; the process ends with it
 _JOIN_S = 10.0  # nor can joining, which takes a second: where its Ray dies, the process dies too
+_HURRY_S = 1.0  # the same after a signal: SIGTERM leaves two seconds for everything
 
 # What is needed once the first trial has ended, and Ray: three seconds of imports, during which
 # the early workers load torch and begin. Later they would hold up trials that end.
@@ -155,14 +156,20 @@ class Cluster:
                 hint="`stability-search doctor` checks what it needs.",
             ) from self._problem
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
         """Leave it; end it and remove its files where it was ours."""
+        patience_s = _HURRY_S if isinstance(error, Interrupted) else _JOIN_S
         try:
             if self._thread is not None:
-                self._leave(self._thread)
+                self._leave(self._thread, patience_s)
         finally:
             self._restore_environment()
-            self.remove_folder()
+            if not self._is_still_joining:  # else it needs its files; the next driver removes them
+                self.remove_folder()
+
+    @property
+    def _is_still_joining(self) -> bool:
+        return self._is_joining and not self.is_settled
 
     def _restore_environment(self) -> None:
         for name, value in self._environment_before.items():
@@ -171,12 +178,12 @@ class Cluster:
             else:
                 os.environ[name] = value
 
-    def _leave(self, thread: threading.Thread) -> None:
+    def _leave(self, thread: threading.Thread, patience_s: float) -> None:
         with self._turn:
             self._is_left = True
         if self._is_joining:
-            thread.join(_JOIN_S)
-            if thread.is_alive():  # its Ray ends with this process
+            thread.join(patience_s)
+            if self._is_still_joining:  # its Ray ends with this process
                 return
         elif thread.is_alive():  # nobody needs it any more
             self._kill_host()

@@ -12,11 +12,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 ROOT = Path(__file__).resolve().parents[2]
 
 LEAVES = """\
+import contextlib
 import threading
 import time
 
 import ray
 
+from stability_search.interruption import Interrupted
 from stability_search.search.driver import Cluster
 
 begun, joined = threading.Event(), threading.Event()
@@ -31,11 +33,11 @@ def slow(**kwargs):
 
 
 ray.init = slow
-with Cluster(None) as cluster:
+with contextlib.suppress(Interrupted), Cluster(None) as cluster:
     cluster.start()
     {wait}
 is_joined = joined.is_set()
-time.sleep(3)  # a program goes on
+joined.wait(60 if begun.is_set() else 3)  # a program goes on
 print(is_joined, begun.is_set(), ray.is_initialized())
 """
 
@@ -44,6 +46,11 @@ print(is_joined, begun.is_set(), ray.is_initialized())
     ("wait", "expected"),
     [
         pytest.param("begun.wait()", "True True False\n", id="the join is waited for"),
+        pytest.param(
+            "begun.wait(); raise Interrupted(15)",
+            "False True True\n",
+            id="a signal waits for no join, which takes no harm",
+        ),
         pytest.param("pass", "False False False\n", id="no join begins"),
     ],
 )
