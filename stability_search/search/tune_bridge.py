@@ -190,9 +190,9 @@ class Bridge(Callback):
         A process says once, with its first trial, that it has begun; later trials begin here.
         """
         if trial.trial_id in self._running:  # else it is nobody's
-            self._is_taken(trial)
+            self._take_place(trial)
 
-    def _is_taken(self, trial: "Trial") -> bool:
+    def _take_place(self, trial: "Trial") -> bool:
         """Note where a trial's worker is; return False if the trial must not run there."""
         running = self._running[trial.trial_id]
         actor: Any = trial.temporary_state.ray_actor
@@ -213,7 +213,7 @@ class Bridge(Callback):
         running = None if self.is_on_sick_node(actor) else self._next_trial()
         if running is not None:
             self._running[trial.trial_id] = running
-            if self._is_taken(trial):
+            if self._take_place(trial):
                 actor.offer.remote(running.request.to_text())
 
     def _is_welcome(self, running: RunningTrial, node: str) -> bool:
