@@ -1,11 +1,14 @@
 """A task's file or package and what is imported around it: what the task needs to be built.
 
 Imports are read from the syntax tree: nothing is run. A module is looked for beside the task,
-then in the folder that a command is called from. A package counts whole, with its data; what is
-hidden or made by Python is never needed.
+then in the folder that a command is called from, at last among the copies that a run directory
+keeps of what was there. A package counts whole, with its data; what is hidden or made by Python is
+never needed.
 """
 
 import ast
+import functools
+import sys
 import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
@@ -23,14 +26,26 @@ from pathlib import Path
 
 from stability_search.errors import UsageError
 
+COPIES = "imported"  # folder beside a copied task, for what was imported from elsewhere
 _OURS = "stability_search"
 _MAX_SOURCE_BYTES = 20 * 2**20  # more was not written by hand
 _SKIPPED = ("__pycache__", "node_modules")
+_OF_RUNS = ("study.db", "train.json", "environment.json")  # a folder with one of them is a run's
 
 Keep = Callable[[Path], bool]
 """Says of a file or folder whether it is wanted."""
 
 _Module = tuple[str, ...]  # its dotted name in parts
+
+
+def folders_around(file: Path, import_path: Path) -> list[Path]:
+    """Return where a task's modules are looked for, the first place first.
+
+    Args:
+        file: The task's file, or its package.
+        import_path: The folder that a command is called from.
+    """
+    return [file.parent, import_path, file.parent / COPIES]
 
 
 def modules_around(file: Path, import_path: Path) -> dict[str, Path]:
@@ -47,7 +62,7 @@ def modules_around(file: Path, import_path: Path) -> dict[str, Path]:
     Raises:
         UsageError: A folder cannot be read.
     """
-    found = Gathering([file.parent, import_path], lambda *_: True)
+    found = Gathering(folders_around(file, import_path), lambda *_: True)
     found.add(file)
     return {name: path for name, path in found.files.items() if name != file.name}
 
@@ -97,25 +112,27 @@ class Gathering:
                 self.files.setdefault(name.as_posix(), path)
                 imported = _imports_of(path, name.parent.parts)
                 self._imported |= imported
-                waiting += self._around({module[0] for module in imported})
+                waiting += self._around(imported)
 
-    def _around(self, tops: set[str]) -> Iterator[tuple[Path, Path]]:
-        """Yield where modules of these names lie, each only once, with the folder."""
-        new = sorted(tops - self._seen)
-        self._seen.update(new)
-        for top in new:
-            ways = ((folder, self._find(folder, top)) for folder in self._folders)
-            found = next(((folder, place) for folder, place in ways if place is not None), None)
-            if found is not None and self._keep(*found) and not _yields(top, found[1]):
-                yield found
+    def _around(self, imported: frozenset[_Module]) -> Iterator[tuple[Path, Path]]:
+        """Yield where the top-level ones of modules lie, each only once, with the folder."""
+        for top in sorted({module[0] for module in imported} - self._seen):
+            below = [module for module in imported if module[0] == top]
+            ways = [(folder, self._first_of(folder, below)) for folder in self._folders]
+            found = [(folder, place) for folder, place in ways if place is not None]
+            regular = [one for one in found if _is_regular(one[1])]
+            if found:
+                self._seen.add(top)
+            if regular or not self._is_installed(top):  # else without `__init__.py` it yields
+                yield from (one for one in regular[:1] or found if self._keep(*one))
 
     def imported_of(self, paths: Container[str]) -> list[str]:
         """Return which of these files and folders are imported by the files, or hold such ones."""
         found: set[str] = set()
         for module, folder in product(self._imported, self._folders):
             place = folder
-            for part in module:
-                beyond = self._find(place, part)
+            for level in range(len(module)):
+                beyond = self._first_of(place, [module[level:]])
                 if beyond is None:  # it is no module, but something in one
                     break
                 place = beyond
@@ -123,6 +140,30 @@ class Gathering:
                 ways = (*reversed(name.parents), name, name / "__init__.py")
                 found.update(way.as_posix() for way in ways if way.as_posix() in paths)
         return sorted(found)
+
+    def _first_of(self, folder: Path, modules: Sequence[_Module]) -> Path | None:
+        """Return what lies in a folder for the first part, which they share, of dotted names."""
+        place = self._find(folder, modules[0][0])
+        if place is None or _is_regular(place) or any(place.glob("*.py")):
+            return place
+        # A folder of data may be called like a module.
+        has_code = any(place.glob("*/__init__.py")) or any(self._ends(place, m) for m in modules)
+        return place if has_code else None
+
+    def _is_installed(self, top: str) -> bool:
+        """Return True if Python finds a module of that name that lies in none of the folders."""
+        others = [place for place in sys.path if Path(place or ".") not in self._folders]
+        found = PathFinder.find_spec(top, others)
+        return found is not None and found.has_location
+
+    def _ends(self, place: Path, module: _Module) -> bool:
+        """Return True if folders without `__init__.py` lead to a module."""
+        for part in module[1:]:
+            beyond = self._find(place, part)
+            if beyond is None or _is_regular(beyond):
+                return beyond is not None
+            place = beyond
+        return False
 
     def _find(self, folder: Path, name: str) -> Path | None:
         """Return the file of a module, or the folder of a package, that lies in a folder."""
@@ -132,25 +173,14 @@ class Gathering:
                 (SourceFileLoader, SOURCE_SUFFIXES),
             )
             self._finders[folder] = FileFinder(str(folder), *loaders)
-        place = place_of(self._finders[folder].find_spec(name))
-        if place is None or place.is_file():
-            return place
-        has_code = any(place.glob("*.py")) or any(place.glob("*/__init__.py"))
-        return place if has_code else None  # a folder of data may be called like a module
+        return place_of(self._finders[folder].find_spec(name))
 
 
-def _yields(name: str, place: Path) -> bool:
-    """Say whether Python takes an installed module of that name and not this one.
-
-    A folder without `__init__.py` is a package only where nothing else has its name.
-    """
-    if place.is_file() or (place / "__init__.py").is_file():
-        return False
-    found = PathFinder.find_spec(name)
-    return found is not None and found.has_location
+def _is_regular(place: Path) -> bool:
+    return place.is_file() or (place / "__init__.py").is_file()
 
 
-def _imports_of(path: Path, package: Sequence[str]) -> set[_Module]:
+def _imports_of(path: Path, package: tuple[str, ...]) -> frozenset[_Module]:
     """Return the modules that a Python file may import; none where it is no Python.
 
     Args:
@@ -158,15 +188,26 @@ def _imports_of(path: Path, package: Sequence[str]) -> set[_Module]:
         package: The package that it is in; empty for none.
     """
     if path.suffix != ".py":
-        return set()
+        return frozenset()
     try:
-        if path.stat().st_size > _MAX_SOURCE_BYTES:
-            return set()
+        found = path.stat()
+    except OSError:
+        return frozenset()  # whoever loads it says so
+    if found.st_size > _MAX_SOURCE_BYTES:
+        return frozenset()
+    return _imports_in(path, package, (found.st_mtime_ns, found.st_size))
+
+
+@functools.cache  # a study asks several times
+def _imports_in(
+    path: Path, package: tuple[str, ...], _state: tuple[int, int]
+) -> frozenset[_Module]:
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the file's own escapes are not our business
             tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()  # whoever loads it says so
+        return frozenset()  # whoever loads it says so
     found: set[_Module] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -175,7 +216,7 @@ def _imports_of(path: Path, package: Sequence[str]) -> set[_Module]:
             above = package[: len(package) - node.level + 1] if node.level else ()
             module = (*above, *(node.module.split(".") if node.module else ()))
             found |= {(*module, alias.name) for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def _walk(folder: Path, keep: Keep) -> Iterator[Path]:
@@ -187,9 +228,16 @@ def _walk(folder: Path, keep: Keep) -> Iterator[Path]:
         if path.name in _SKIPPED or not keep(path) or path.name.startswith("."):
             continue
         if path.is_dir() and not path.is_symlink():
+            if _is_run(path):
+                continue
             yield from _walk(path, keep)
         elif path.is_file():
             yield path
+
+
+def _is_run(folder: Path) -> bool:
+    """Return True for a run directory, which is no part of a package that it lies in."""
+    return not _is_regular(folder) and any((folder / name).is_file() for name in _OF_RUNS)
 
 
 def place_of(found: ModuleSpec | None) -> Path | None:

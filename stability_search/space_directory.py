@@ -14,7 +14,7 @@ from pathlib import Path
 from stability_search.errors import LockedError, UsageError
 from stability_search.files import cannot_write, remove_parts, write_whole
 from stability_search.ignoring import Why, as_patterns
-from stability_search.neighbours import modules_around
+from stability_search.neighbours import COPIES, modules_around
 from stability_search.records.values import Json
 from stability_search.space import Space
 from stability_search.task_files import MAX_MIB, files_of_task
@@ -153,11 +153,14 @@ def refuse_changed_task(path: Path, facts: Mapping[str, Json]) -> None:
     copy, original = path / str(facts["task_file"]), Path(str(facts["original_task_file"]))
     _refuse_changed_file(copy, original, facts["task_sha256"])
     modules = facts.get("task_modules")  # earlier versions kept none
-    folders = original.parent, Path(str(facts.get("import_path", original.parent)))
+    begun_in = Path(str(facts.get("import_path", original.parent)))
     for name, sha256 in modules.items() if isinstance(modules, dict) else ():
-        places = (folder / name for folder in folders)
-        source = next((place for place in places if place.is_file()), original.parent / name)
-        _refuse_changed_file(copy.parent / name, source, sha256)
+        beside, kept = copy.parent / name, copy.parent / COPIES / name
+        if kept.is_file():
+            for folder in (begun_in, Path.cwd()):  # here it would be found before the copy
+                _refuse_changed_file(kept, folder / name, sha256)
+        else:
+            _refuse_changed_file(beside, original.parent / name, sha256)
 
 
 def _refuse_changed_file(copy: Path, original: Path, sha256: Json) -> None:
@@ -201,13 +204,17 @@ def copy_task_file(path: Path, space: Space) -> None:
     copy = path / place_beside_space(space)
     _copy(Path(space.task.file), copy)
     around = _of_bearable_size(_around_task(space))
-    for name, source in around.items():
-        _copy(source, copy.parent / name)
-    private = _private_of(space).intersection(
-        part.as_posix() for name in around for part in (Path(name), *Path(name).parents)
-    )
-    if private:
-        write_whole(copy.with_name(".gitignore"), as_patterns(private))
+    own, private = Path(space.task.file).parent, _private_of(space)
+    beside = {name: source for name, source in around.items() if source == own / name}
+    elsewhere = {name: source for name, source in around.items() if name not in beside}
+    for folder, found in ((copy.parent, beside), (copy.parent / COPIES, elsewhere)):
+        for name, source in found.items():
+            _copy(source, folder / name)
+        kept_back = private.intersection(
+            part.as_posix() for name in found for part in (Path(name), *Path(name).parents)
+        )
+        if kept_back:
+            write_whole(folder / ".gitignore", as_patterns(kept_back))
 
 
 def _private_of(space: Space) -> set[str]:

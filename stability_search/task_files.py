@@ -16,7 +16,7 @@ from pathlib import Path
 
 from stability_search.errors import UsageError
 from stability_search.ignoring import Sieve, Why
-from stability_search.neighbours import Gathering, cannot_read, files_in, place_of
+from stability_search.neighbours import Gathering, cannot_read, files_in, folders_around, place_of
 from stability_search.settings.trial import TaskReference
 
 MAX_MIB = 50  # every node gets all of it
@@ -97,14 +97,14 @@ def files_of_task(task: TaskReference, *, import_path: Path) -> TaskFiles | None
     """
     if task.file:
         file = Path(task.file)
-        return _sent([file.parent, import_path], file, file)
+        return _sent(folders_around(file, import_path), file, file)
     top, *inner = task.module.split(".")
     if top == _OURS:
         return TaskFiles()
     place = _top_level(top, import_path)
     if place is None or _is_installed(place):
         return None if place is None else TaskFiles(module=top)
-    return _sent([place.parent, import_path], place, _file_of_module(place, inner))
+    return _sent(folders_around(place, import_path), place, _file_of_module(place, inner))
 
 
 def files_of_installed(module: str) -> dict[str, Path]:

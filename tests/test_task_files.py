@@ -118,6 +118,44 @@ def test_what_is_kept_back_where_a_command_is_called_is_named(tmp_path: Path) ->
     assert found.notes()[0].startswith("imported, but not sent: own (git ignores it). ")
 
 
+def test_folders_without_init_files_may_lie_in_each_other(tmp_path: Path) -> None:
+    write(tmp_path, {"task.py": "from outer.middle.inner.net import Net", "data/a/b.py": ""})
+    write(tmp_path, {"outer/middle/inner/net.py": "import data", "outer/words.txt": ""})
+    names = {"task.py", "outer/middle/inner/net.py", "outer/words.txt"}
+    assert {*found_of(tmp_path).files} == names  # `data` holds no module that is imported
+
+
+def test_of_modules_of_one_name_those_are_taken_that_python_takes(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "tasks/task.py": "import models.net, parts.one, parts.two",
+            "tasks/models/plot.py": "no package: the one with `__init__.py` is taken",
+            "models/__init__.py": "",
+            "models/net.py": "",
+            "tasks/parts/one.py": "",
+            "parts/two.py": "",
+        },
+    )
+    task = TaskReference(file=str(tmp_path / "tasks" / "task.py"), class_name="T")
+    found = files_of_task(task, import_path=tmp_path)
+    assert found is not None
+    places = ["models/__init__.py", "models/net.py", "parts/two.py", "tasks/parts/one.py"]
+    assert sorted(map(str, found.files.values())) == [
+        str(tmp_path / name) for name in (*places, "tasks/task.py")
+    ]
+
+
+@pytest.mark.parametrize("marker", ["study.db", "train.json", "environment.json"])
+def test_run_directories_are_no_part_of_a_package(tmp_path: Path, marker: str) -> None:
+    write(tmp_path, {"task.py": "import pack.net", "pack/net.py": "", "pack/runs/1/task.py": ""})
+    write(tmp_path, {f"pack/runs/1/{marker}": "", "pack/own/__init__.py": "", "pack/own/x.py": ""})
+    write(tmp_path, {f"pack/own/{marker}": "a package may hold such a file"})
+    assert sorted(found_of(tmp_path).files) == sorted(
+        ["pack/net.py", "pack/own/__init__.py", f"pack/own/{marker}", "pack/own/x.py", "task.py"]
+    )
+
+
 @pytest.mark.parametrize("has_init", [True, False])
 def test_a_folder_that_is_no_package_yields_to_an_installed_one(
     tmp_path: Path, has_init: bool

@@ -38,7 +38,9 @@ def diagnose(
     def work() -> int:
         from stability_search.diagnose.session import load_space
         from stability_search.interruption import Signals
+        from stability_search.tasks.loading import look_here_too
 
+        look_here_too()
         loaded = load_space(space, overrides or ())
         message_sink().write(f"space file: {inert(short_path(loaded.path))}")
         signals = Signals()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -225,6 +226,7 @@ def _sbatch_plan(
     return EmitPlan(
         study=study,
         folder=str(space.path.parent.absolute()),
+        called_from=str(Path.cwd()),
         space=space.path.name,
         overrides=tuple(overrides),
         output=str((DEFAULT_PARENT / study).absolute()),

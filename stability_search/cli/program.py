@@ -30,8 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    if arguments is None:
-        _look_here_too()
     words = list(sys.argv[1:] if arguments is None else arguments)
     _open_closed_streams()
     err = message_sink()
@@ -52,16 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "This is a bug in stability-search, not in your space file or task.",
         )
         return EXIT_BUG
-
-
-def _look_here_too() -> None:
-    """Let what a task imports be found in the current folder, after all other places.
-
-    `python -m` does so by itself, a command that was installed does not.
-    """
-    here = os.getcwd()  # noqa: PTH109 - as it stands in `sys.path`
-    if here not in sys.path:
-        sys.path.append(here)
 
 
 def _run(parsed: "int | Callable[[], int]") -> int:

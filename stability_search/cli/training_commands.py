@@ -79,7 +79,10 @@ def train(  # noqa: PLR0913 - one parameter per option
         if resume is None and steps is None:
             raise UsageError("--steps: the length of the training is required.")
         from stability_search import space as spaces
+        from stability_search.tasks.loading import look_here_too
         from stability_search.training import command
+
+        look_here_too()
 
         with contextlib.redirect_stdout(sys.stderr):  # what a task prints is no data of ours
             if resume is not None:

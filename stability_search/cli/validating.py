@@ -104,5 +104,6 @@ def _missing_part(module: str) -> str:
         if found is None:
             return name
         name = f"{name}.{part}"
-        found = PathFinder.find_spec(name, found.submodule_search_locations or [])
+        # By its own name: a dotted one wants its packages to be imported.
+        found = PathFinder.find_spec(part, found.submodule_search_locations or [])
     return name if found is None else ""

@@ -57,6 +57,8 @@ class EmitPlan:
         study: Name of the study, any text.
         folder: Folder of the space file, as the nodes of the cluster see it. Slurm only.
         space: Path of the space file from that folder.
+        called_from: Folder that the command is called from, where a task's modules may lie, as the
+            nodes see it; empty for the one that the job starts in. Slurm only.
         output: The run directory, as the first node sees it. Slurm only: KubeRay's is on a volume.
         files: The space file and what its task is made of. KubeRay only: Slurm's nodes see them.
         overrides: `--set` as given, `key=value`.
@@ -85,6 +87,7 @@ class EmitPlan:
     cpus_per_node: int = 8
     gpus_per_node: int = 0
     memory_gib_per_node: int = 32
+    called_from: str = ""
     image: str = ""
     storage_gib: int = 10
     time_limit_s: int | None = None

@@ -35,6 +35,8 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
 fi
 export STUDY_ADDRESS="$address:$((20000 + SLURM_JOB_ID % 10000))"
 
+cd "${called_from:-.}" # what a task imports may lie there
+
 if [ -f "$run_directory/space.yaml" ]; then
   set -- resume "$run_directory"
 else
@@ -154,6 +156,7 @@ def render_sbatch(plan: EmitPlan) -> str:
         "# shellcheck disable=SC1003,SC2016,SC2329 # odd names; functions that the nodes call",
         "set -euo pipefail",
         "",
+        f"called_from={shlex.quote(plan.called_from)}",
         f"space={shlex.quote(_joined(plan.folder, plan.space))}",
         f"run_directory={shlex.quote(plan.output)}",
         f"overrides=({shlex.join(overrides)})",

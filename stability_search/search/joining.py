@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 from stability_search import ray_token
-from stability_search.errors import InfrastructureError, StabilitySearchError
+from stability_search.errors import InfrastructureError, UsageError
 
 ANSWER_S = 5.0  # so long a head has to take a connection, and to answer
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # takes an empty message; asks for a token
@@ -31,8 +31,7 @@ def refuse_unusable(address: str) -> None:
 
     Raises:
         InfrastructureError: Nothing listens there, no head answers within 5 s, or it wants
-            another token.
-        UsageError: There is no token where `RAY_AUTH_MODE` asks for one.
+            another token, or one that is not there.
     """
     host, _, port = address.rpartition(":")
     if not host:
@@ -63,7 +62,7 @@ def reach(address: str) -> Reach:
         _ask(address)
     except _SilentError:
         return Reach.HANGS
-    except StabilitySearchError:
+    except InfrastructureError:
         pass
     return Reach.ANSWERS
 
@@ -95,9 +94,14 @@ def _ask(address: str) -> None:
     import grpc
 
     is_sent = ray_token.is_sent(os.environ)
-    token = ray_token.read_token(os.environ, Path.home()) if is_sent else ""
+    try:
+        token = ray_token.read_token(os.environ, Path.home()) if is_sent else ""
+    except UsageError as error:
+        raise _closed(address, error.message.rstrip(".")) from error
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
-    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+    host, _, port = address.rpartition(":")
+    target = f"[{host.strip('[]')}]:{port}" if ":" in host else address
+    with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
             channel.unary_unary(_CHECK_ALIVE)(b"", timeout=ANSWER_S, metadata=metadata)
         except grpc.RpcError as error:
@@ -112,12 +116,11 @@ def _ask(address: str) -> None:
             f"{ANSWER_S:g} s.",
             hint="Look at its head: it may be overloaded, stopped, or no head at all.",
         )
-    if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED}:
-        raise InfrastructureError(
-            f"{address}: the head of a Ray cluster is needed, but something else answers: "
-            f"{_short(str(details))}.",
-            hint="Give the port that `ray start --head` prints, usually 6379.",
-        )
+    raise InfrastructureError(
+        f"{address}: the head of a Ray cluster is needed, but something else answers: "
+        f"{_short(str(details))}.",
+        hint="Give the port that `ray start --head` prints, usually 6379.",
+    )
 
 
 def cannot_join(address: str, said: str) -> InfrastructureError:

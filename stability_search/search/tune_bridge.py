@@ -147,7 +147,8 @@ class Bridge(Callback):
                 sys.stdout.write("Ray's workers are ready; the early ones end.\n")  # into run.log
                 sys.stdout.flush()
                 self._early.retire()
-        return self._num_warmed >= self._num_slots
+        # A worker that is being ended for its node's sake has a trial still to be given again.
+        return self._num_warmed >= self._num_slots and ray_id not in self._running
 
     def note_places(self, *, num_placed: int, num_unplaced: int) -> None:
         """Hear how many workers there are, and for how many no node has room."""
@@ -285,8 +286,11 @@ class Bridge(Callback):
     def on_trial_error(self, *, trial: "Trial", **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401
         """Name the end of a trial whose worker is gone, or give it back if it had not begun."""
         is_nobodys = trial.trial_id in self._warming
-        if is_nobodys:
-            self.note_warm(trial.trial_id)  # the next trial starts a worker
+        if trial.trial_id in self._nobodys and self._num_warmed < self._num_slots:
+            # The next trial is nobody's, too: one that waited for a worker of its own would have
+            # to wait behind those that have no place yet.
+            self._num_warmed -= not is_nobodys
+            self._warming.discard(trial.trial_id)
         running = self._forget(trial.trial_id)
         death = _death_of(trial)
         if running is not None and running.started:

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from stability_search.errors import UsageError
+from stability_search.neighbours import COPIES
 from stability_search.settings.trial import TaskReference
 from stability_search.tasks.base import REQUIRED_METHODS, Task
 
@@ -24,9 +26,10 @@ def load_task(reference: TaskReference, task_args: Mapping[str, Any]) -> Task:
     """Build a task, or return the one built last if nothing changed.
 
     The folder of a task's file joins the end of `sys.path`, so that what stands beside the file
-    can be imported at any time; while the task is built it comes first. Relative paths are
-    relative to `reference.folder`, else to that folder, while the task is built: it becomes the
-    working directory.
+    can be imported at any time; while the task is built it comes first. So do the copies that a
+    run directory keeps of what was imported from elsewhere, which never come first. Relative
+    paths are relative to `reference.folder`, else to that folder, while the task is built: it
+    becomes the working directory.
 
     Args:
         reference: Where the class is.
@@ -48,6 +51,16 @@ def load_task(reference: TaskReference, task_args: Mapping[str, Any]) -> Task:
     return _kept[key]
 
 
+def look_here_too() -> None:
+    """Let what a task imports be found in the current folder, after all other places.
+
+    `python -m` does so by itself, a command that was installed does not.
+    """
+    here = os.getcwd()  # noqa: PTH109 - as it stands in `sys.path`
+    if here not in sys.path:
+        sys.path.append(here)
+
+
 def forget_tasks() -> None:
     """Drop the task that is kept, so that the next `load_task` reads everything again."""
     _kept.clear()
@@ -64,6 +77,9 @@ def _search_path(reference: TaskReference) -> Iterator[None]:
         yield
         return
     folder = str(Path(reference.file).parent)
+    copies = Path(folder) / COPIES
+    if copies.is_dir() and str(copies) not in sys.path:
+        sys.path.append(str(copies))
     sys.path.insert(0, folder)
     try:
         yield
@@ -137,8 +153,27 @@ def _import_error(reference: TaskReference, error: Exception) -> UsageError:
     return UsageError(
         f"task: {reference.file or reference.module} must be importable, but importing it raised "
         f"{type(error).__name__}: {error}.",
-        hint="Run it with Python alone to see the traceback.",
+        hint=_hint_for(error),
     )
+
+
+def _hint_for(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return (
+            "It is looked for beside the task's file, in the folder that you call from and on "
+            "Python's path: call from the root of your project."
+        )
+    if isinstance(error, ImportError) and "relative import" in str(error):
+        return (
+            "Name the task as a module of its package, package.module:Class, and call from the "
+            "folder that holds the package."
+        )
+    if isinstance(error, FileNotFoundError):
+        return (
+            "A run directory keeps a copy of a task's code, not of files that it finds from "
+            "__file__: name those by absolute paths, or by relative ones in task_args."
+        )
+    return "Run it with Python alone to see the traceback."
 
 
 def _construct(

@@ -23,6 +23,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "planted_pack" / "__init__.py").write_text("raise SystemExit('imported')\n")
     (tmp_path / "planted_pack" / "mine.py").write_text("class Mine: ...\n")
     (tmp_path / "mine.py").write_text("class Mine: ...\n")
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    (tmp_path / "outer" / "inner" / "mine.py").write_text("class Mine: ...\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -49,6 +51,8 @@ def test_a_task_that_was_read_needs_no_note(
     [
         ("planted_pack.mine:Mine", "no package is imported here"),
         ("json:Mine", "no package is imported here"),
+        ("outer.inner.mine:Mine", "no package is imported here"),
+        ("outer.inner.gone:Mine", "no module `outer.inner.gone` is found from here"),
         ("planted_pack.gone:Mine", "no module `planted_pack.gone` is found from here"),
         ("planted_pack.gone.too:Mine", "no module `planted_pack.gone` is found from here"),
         ("nowhere.at_all:Mine", "no module `nowhere` is found from here"),

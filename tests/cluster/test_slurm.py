@@ -33,6 +33,7 @@ shift
 STUDY = """\
 #!/bin/bash
 printf '%s\\0' "$@" >"$STAND_IN/study-words"
+pwd >"$STAND_IN/study-folder"
 if [ "$1" = run ]; then
   while [ "$1" != --output ]; do shift; done
   mkdir -p "$2" && touch "$2/space.yaml"
@@ -193,6 +194,13 @@ def test_hostile_names_arrive_as_they_are(slurm: StandInSlurm, tmp_path: Path) -
     assert tuple(overrides[1::2]) == plan.overrides
     assert set(overrides[::2]) == {"--set"}
     assert not list(tmp_path.rglob("planted*"))
+
+
+def test_the_study_runs_where_the_command_was_called(slurm: StandInSlurm, tmp_path: Path) -> None:
+    folder = tmp_path / "a 'project' $HOME"
+    folder.mkdir()
+    assert run(slurm, render_sbatch(here(tmp_path, called_from=str(folder)))).code == 0
+    assert (slurm.folder / "study-folder").read_text() == f"{folder}\n"
 
 
 def test_on_one_node_ray_has_no_dashboard(slurm: StandInSlurm, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_port_that_cannot_be_is_an_error_of_the_same_kind() -> None:
 class Head:
     """Stands in for a cluster's head: says what a real one says to who asks if it is alive."""
 
-    def __init__(self, token: str = "", pause_s: float = 0.0) -> None:
+    def __init__(self, token: str = "", pause_s: float = 0.0, host: str = "127.0.0.1") -> None:
         self._expected = f"Bearer {token}" if token else None
         self._pause_s = pause_s
         self.server = grpc.server(ThreadPoolExecutor(1))
@@ -48,7 +48,8 @@ class Head:
         handler = grpc.unary_unary_rpc_method_handler(self._answer)
         handlers = grpc.method_handlers_generic_handler(service, {method: handler})
         self.server.add_generic_rpc_handlers((handlers,))
-        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        self.port = self.server.add_insecure_port(f"{host}:0")
+        self.address = f"{host}:{self.port}"
         self.server.start()
 
     def _answer(self, _request: bytes, context: grpc.ServicerContext) -> bytes:
@@ -67,8 +68,8 @@ def heads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Head]]:
         monkeypatch.delenv(name, raising=False)
     started: list[Head] = []
 
-    def start(token: str = "", pause_s: float = 0.0) -> Head:
-        started.append(Head(token, pause_s))
+    def start(token: str = "", pause_s: float = 0.0, host: str = "127.0.0.1") -> Head:
+        started.append(Head(token, pause_s, host))
         return started[-1]
 
     yield start
@@ -111,6 +112,21 @@ def test_a_head_that_would_not_let_us_in_is_told_before_ray_asks(
         refuse_unusable(head.address)
     assert str(caught.value).startswith(f"{head.address}: it cannot be joined: ")
     assert "secret" not in str(caught.value)
+
+
+def test_a_token_that_is_asked_for_here_and_not_there_is_told_likewise(
+    heads: Callable[..., Head], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InfrastructureError, match="be joined: RAY_AUTH_MODE=token needs a token"):
+        refuse_unusable(heads().address)
+
+
+def test_an_address_of_ipv6_is_asked_like_any_other(heads: Callable[..., Head]) -> None:
+    port = heads(host="[::1]").port
+    for address in (f"[::1]:{port}", f"::1:{port}"):
+        refuse_unusable(address)
 
 
 def test_a_head_that_hangs_is_told_from_one_that_is_gone(

@@ -303,7 +303,7 @@ class TestModulesBesideATask:
         file.write_text(f"import own_project.net\n{file.read_text()}")
         monkeypatch.chdir(here)
         run, facts = begin(tmp_path / "run", social), study_facts(social)
-        assert (run.path / "own_project" / "net.py").is_file()
+        assert (run.path / "imported" / "own_project" / "net.py").is_file()
         monkeypatch.chdir(tmp_path)
         refuse_changed_task(run.path, facts)
         (here / "own_project" / "net.py").write_text("LAYERS = 3\n")
@@ -311,6 +311,30 @@ class TestModulesBesideATask:
             refuse_changed_task(run.path, facts)
         shutil.rmtree(here)
         refuse_changed_task(run.path, facts)
+        (tmp_path / "own_project").mkdir()
+        (tmp_path / "own_project" / "net.py").write_text("another project's\n")
+        with pytest.raises(UsageError, match=r"/own_project/net\.py: the task changed since"):
+            refuse_changed_task(run.path, facts)  # it would be found before the copy
+
+    def test_what_is_kept_of_elsewhere_is_the_same_task_to_whoever_compares(
+        self, tmp_path: Path, social: Space, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "here" / "own_project").mkdir(parents=True)
+        (tmp_path / "here" / "own_project" / "net.py").write_text("LAYERS = 2\n")
+        (tmp_path / "here" / "own_project" / "private.py").touch()
+        (tmp_path / "here" / ".gitignore").write_text("private.py\n")
+        file = Path(social.task.file)
+        file.write_text(f"import own_project.net, own_project.private\n{file.read_text()}")
+        monkeypatch.chdir(tmp_path / "here")
+        run = begin(tmp_path / "run", social)
+        assert (run.path / "imported" / "own_project" / "private.py").is_file()
+        cargo = pack(social.task, import_path=tmp_path / "here")
+        monkeypatch.chdir(tmp_path)
+        resumed = pack(load(run.space, folder=social.folder).task, import_path=tmp_path)
+        assert sorted(resumed.files) == sorted(cargo.files)
+        assert "own_project/net.py" in resumed.files
+        assert "own_project/private.py" not in resumed.files
+        assert resumed.digest == cargo.digest
 
     def test_a_missing_copy_is_refused_and_a_missing_original_is_not(
         self, tmp_path: Path, social: Space

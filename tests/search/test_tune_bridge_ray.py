@@ -187,6 +187,36 @@ def test_a_trial_that_was_offered_is_lost_with_its_worker_or_given_again(tune: T
     assert tune.given_next == ("search-0002", 1)
 
 
+def test_one_that_replaces_a_lost_worker_waits_behind_nobody(tune: Tune) -> None:
+    tune.bridge._num_slots = 3  # noqa: SLF001 - for the third worker no node has room
+    busy, loading = tune.trial(Actor()), tune.trial("b")
+    tune.trial("c")
+    assert tune.order == ""
+    tune.report(busy, WARM)
+    tune.report(busy, ReportKind.STARTED)
+    for lost in (busy, loading):
+        tune.lose(lost)
+        replaced = tune.trial(Actor())
+        assert tune.order == ""  # nobody's, or it would be bound to a worker of its own
+    tune.report(replaced, WARM)
+    assert len(replaced.temporary_state.ray_actor.offered) == 1
+
+
+def test_a_trial_that_was_refused_is_given_again_although_all_are_ready_by_then(
+    tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune.bridge._num_slots = 2  # noqa: SLF001 - the second worker takes its time
+    inspector: Any = SimpleNamespace(problem_of=lambda _node_id, _look: "torch 2.0 there")
+    tune.bridge._inspector = inspector  # noqa: SLF001 - a node that joined later
+    monkeypatch.setattr(ray, "kill", lambda _actor: None)
+    refused, other = tune.trial(Actor()), tune.trial("b")
+    tune.report(refused, WARM)
+    assert tune.bridge.note_warm(other.trial_id)
+    assert not tune.bridge.note_warm(refused.trial_id)  # it was on its way, and ends nothing
+    tune.lose(refused)
+    assert tune.given_next == ("search-0001", 0)
+
+
 def test_a_worker_on_a_sick_node_is_offered_nothing(tune: Tune) -> None:
     tune.bridge._num_slots = 2  # noqa: SLF001 - the second worker takes its time
     quarantine: Any = tune.bridge._quarantine  # noqa: SLF001 - as the fixture made it

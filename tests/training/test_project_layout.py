@@ -45,7 +45,7 @@ def test_train_finds_what_lies_in_the_current_folder_and_keeps_it(
 ) -> None:
     words = ("train", "--space", "configs/one.yaml", "--steps", "4", "--output", "run")
     assert call(monkeypatch, project, *words) == 0
-    assert (project / "run" / "models_of_ours" / "net.py").is_file()
+    assert (project / "run" / "imported" / "models_of_ours" / "net.py").is_file()
 
     for name in ("models_of_ours", "models_of_ours.net"):
         sys.modules.pop(name, None)
@@ -54,15 +54,54 @@ def test_train_finds_what_lies_in_the_current_folder_and_keeps_it(
     again = ("train", "--resume", str(project / "run"), "--steps", "6")
     assert call(monkeypatch, tmp_path, *again) == 0
     assert sys.modules["models_of_ours.net"].__file__ == str(
-        project / "run" / "models_of_ours" / "net.py"
+        project / "run" / "imported" / "models_of_ours" / "net.py"
     )
 
 
-def test_an_installed_command_looks_in_the_current_folder_last(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_the_copies_are_used_only_where_the_originals_are_not_found(
+    project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert call(monkeypatch, project, "--version") == 0
-    assert call(monkeypatch, project, "--version") == 0
-    assert sys.path[-1] == str(project)
-    assert sys.path.count(str(project)) == 1
-    assert capfd.readouterr().out.startswith("stability-search")
+    asset = project / "asset.txt"
+    asset.touch()
+    net = project / "models_of_ours" / "net.py"
+    net.write_text("from pathlib import Path\nFILE = Path(__file__).parents[1] / 'asset.txt'\n")
+    with net.open("a") as file:
+        file.write("FILE.read_text()\n")  # not beside a copy
+    words = ("train", "--space", "configs/one.yaml", "--steps", "4", "--output", "run")
+    assert call(monkeypatch, project, *words) == 0
+    for name in ("models_of_ours", "models_of_ours.net"):
+        sys.modules.pop(name, None)
+    forget_tasks()
+    assert call(monkeypatch, project, "train", "--resume", "run", "--steps", "6") == 0
+    assert sys.modules["models_of_ours.net"].__file__ == str(net)
+
+
+def test_a_command_that_builds_no_task_looks_nowhere_else(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [*sys.path]
+    for words in (["--version"], ["validate", "--space", "configs/one.yaml"]):
+        assert call(monkeypatch, project, *words) == 0
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("import no_such_module_at_all", "call from the root of your project"),
+        ("from .net import WIDTH", "Name the task as a module of its package"),
+        ("open('/no/such/file')", "name those by absolute paths"),
+    ],
+)
+def test_what_cannot_be_imported_is_told_with_a_way_out(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    line: str,
+    hint: str,
+) -> None:
+    task = project / "models_of_ours" / "task.py"
+    task.write_text(f"{line}\n{task.read_text()}")
+    words = ("train", "--space", "configs/one.yaml", "--steps", "4", "--output", "run")
+    assert call(monkeypatch, project, *words) == 2
+    assert hint in capfd.readouterr().err
