@@ -20,6 +20,7 @@ from stability_search.cli.drawing import Drawing, FiguresOption
 from stability_search.cli.dry_running import print_dry_run
 from stability_search.cli.formats import Format, FormatOption, print_formatted
 from stability_search.cli.instrumenting import CONTEXT, instrument
+from stability_search.cli.next_step import copy_warnings
 from stability_search.cli.options import (
     AddressOption,
     DryRunOption,
@@ -172,6 +173,7 @@ def _resume_command(command_line: str) -> Callable[..., Work]:
         def work() -> int:
             from stability_search.search import study
 
+            message_sink().write(*copy_warnings(run))
             screen = Screen(json_events=json_events)
             return screen.watch(
                 tracked(

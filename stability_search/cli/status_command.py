@@ -1,6 +1,5 @@
 """The command `status`: how a run is doing, read from its directory."""
 
-import shlex
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ from stability_search.cli.lines import duration, setting_words
 from stability_search.cli.next_step import next_step
 from stability_search.cli.options import RunArgument, Work
 from stability_search.errors import UsageError
-from stability_search.inert import inert
 from stability_search.records.trial import Outcome, Stage
 from stability_search.records.values import Json
 from stability_search.records.verdict import Verdict
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 _MIB = 1024**2
 _WAIT = "wait; `stability-search status` says more later, and Ctrl-C where it runs stops it"
 _COPY = "a copy, as of its last fetch: the study itself is on a cluster, and may run there"
-_FETCH = "stability-search fetch {name} --address URL  # or submit it again, if it stopped there"
 
 
 def status(
@@ -46,15 +43,13 @@ def status(
     def work() -> int:
         if address is not None:
             return remote_status(str(run), address, chosen, insecure=insecure)
-        from stability_search.cluster.copies import copied_study
+        from stability_search.cluster.copies import unfinished_study
         from stability_search.search.status import RunState, read_status
 
         found = read_status(run, now=datetime.now(UTC))
         following = _WAIT if found.state is RunState.RUNNING else next_step(run, found.verdict)
-        copied = copied_study(run) if found.state is RunState.INTERRUPTED else ""
-        if copied:
+        if found.state is RunState.INTERRUPTED and unfinished_study(run, found.verdict):
             found = replace(found, problem=_COPY)
-            following = inert(_FETCH.format(name=shlex.quote(copied)))
         print_formatted(
             chosen,
             lines=_lines(found, following),

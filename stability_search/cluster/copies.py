@@ -9,7 +9,15 @@ from pathlib import Path
 from stability_search.cluster.listing import LEDGER, MARK, ListedFile, checked_path
 from stability_search.errors import UsageError
 from stability_search.files import cannot_write, write_whole
+from stability_search.records.verdict import Verdict, VerdictKind
 
+# What `report` writes from the ledger at any time, here as there; a test holds the two together.
+MADE_AGAIN = frozenset(
+    {
+        *("trials.parquet", "trials.csv", "configurations.parquet", "configurations.csv"),
+        *("report.html", "report.md", "report.json", "best.yaml"),
+    }
+)
 _MAX_SHOWN = 5
 
 
@@ -59,6 +67,8 @@ def read_mark(directory: Path, name: str) -> CopyMark:
 def refuse_to_replace(directory: Path, mark: CopyMark, listing: Sequence[ListedFile]) -> None:
     """Refuse a listing that names what somebody else put into the copy.
 
+    What our own `report` wrote there is nobody's: it can be made again.
+
     Args:
         directory: The copy.
         mark: What was fetched, or was about to be.
@@ -82,7 +92,10 @@ def refuse_to_replace(directory: Path, mark: CopyMark, listing: Sequence[ListedF
 
 def _is_taken(directory: Path, one: ListedFile) -> bool:
     place = place_in_copy(directory, one.path)
-    return (place.is_symlink() or place.exists()) and not is_there(directory, one)
+    if place.is_symlink():  # `report` makes none
+        return not is_there(directory, one)
+    is_ours = one.path in MADE_AGAIN and place.is_file()
+    return place.exists() and not is_ours and not is_there(directory, one)
 
 
 def copied_study(directory: Path) -> str:
@@ -96,6 +109,21 @@ def copied_study(directory: Path) -> str:
         return read_mark(directory, name).name
     except (OSError, ValueError, TypeError, KeyError, RecursionError, UsageError):
         return ""
+
+
+def unfinished_study(directory: Path, verdict: Verdict | None) -> str:
+    """Return the name of the study that a folder is a copy of and that may still run elsewhere.
+
+    Args:
+        directory: A run directory; it may be anything.
+        verdict: How the study ended, by what is known there; None where nothing is.
+
+    Returns:
+        Its name; empty where the study had ended when it was fetched, or goes on here.
+    """
+    if verdict is not None and (verdict.kind is not VerdictKind.INCOMPLETE or verdict.is_running):
+        return ""
+    return copied_study(directory)
 
 
 def write_mark(directory: Path, mark: CopyMark, listing: Sequence[ListedFile]) -> CopyMark:

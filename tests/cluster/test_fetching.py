@@ -180,17 +180,18 @@ def test_a_directory_with_anything_else_is_not_written_over(jobs: FakeJobs, home
 
 
 @pytest.mark.parametrize("text", ["mine", ""])
+@pytest.mark.parametrize("name", ["notes.md", "steps/report.md"])
 def test_a_file_of_the_users_own_in_a_copy_is_not_written_over(
-    jobs: FakeJobs, run: Path, home: Path, text: str
+    jobs: FakeJobs, run: Path, home: Path, name: str, text: str
 ) -> None:
     bring(jobs, home)
-    (run / "report.md").write_text("the study's")
-    (home / "report.md").write_text(text)
+    (run / name).write_text("the study's")
+    (home / name).write_text(text)
 
-    with pytest.raises(UsageError, match=r"report\.md: not fetched, and would be written over"):
+    with pytest.raises(UsageError, match=f"{name}: not fetched, and would be written over"):
         bring(jobs, home)
-    assert (home / "report.md").read_text() == text
-    (home / "report.md").write_text("the study's")
+    assert (home / name).read_text() == text
+    (home / name).write_text("the study's")
     bring(jobs, home)
 
 

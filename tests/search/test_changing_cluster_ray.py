@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import ray
 import torch
 from ray.cluster_utils import Cluster
 
@@ -224,6 +225,39 @@ def test_a_worker_that_never_gets_ready_holds_nobody_up(
     trials = read_run(folder / "out").trials
     assert set(trials["outcome"]) == {"completed"}
     assert trials["trial_id"].is_unique
+
+
+def test_where_the_rest_of_the_cluster_is_busy_for_good_a_lost_worker_is_replaced(
+    clusters: Callable[..., Cluster], folder: Path
+) -> None:
+    once = f"""\
+        once = FOLDER / "killed once"
+        if not once.exists():
+            once.touch()
+            os.kill(os.getpid(), {signal.SIGKILL:d})
+"""
+    task = folder / "held.py"
+    before, after = task.read_text().split('        (FOLDER / f"ran on')
+    task.write_text(f'{before}{once}        (FOLDER / f"ran on{after}')
+    cluster = clusters(3)
+    ray.init(address=cluster.address, logging_level="ERROR")
+    try:
+        others = [ray.remote(num_cpus=1)(Other).remote() for _ in range(2)]
+        ray.get([other.is_there.remote() for other in others])
+        with Study(folder, cluster) as study:
+            assert study.end() == 0, study.errors
+    finally:
+        ray.shutdown()
+    outcomes = read_run(folder / "out").trials["outcome"].value_counts()
+    assert outcomes["infrastructure"] == 1
+    assert set(outcomes.index) == {"infrastructure", "completed"}
+
+
+class Other:
+    """Holds what somebody else needs."""
+
+    def is_there(self) -> bool:
+        return True
 
 
 def test_workers_that_are_killed_while_they_start_cost_their_trial_no_attempt(
