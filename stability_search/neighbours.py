@@ -126,6 +126,12 @@ class Gathering:
             if regular or not self._is_installed(top):  # else without `__init__.py` it yields
                 yield from (one for one in regular[:1] or found if self._keep(*one))
 
+    @property
+    def from_elsewhere(self) -> list[str]:
+        """Top-level modules that are imported and lie in none of the folders, but for Python's."""
+        tops = {module[0] for module in self._imported}
+        return sorted(tops - self._seen - sys.stdlib_module_names)
+
     def imported_of(self, paths: Container[str]) -> list[str]:
         """Return which of these files and folders are imported by the files, or hold such ones."""
         found: set[str] = set()

@@ -38,6 +38,7 @@ class TaskFiles:
         module: The installed package that the task is in, which is not sent; empty for none.
         held_back: Why a file or folder is not sent that otherwise would be, by its path.
         imported: Paths among those whose modules are imported by what is sent.
+        from_elsewhere: Top-level modules that are imported by it and lie in neither folder.
         sent_anyway: Why the task's own file would not be sent if it were not that, by its path.
     """
 
@@ -46,6 +47,7 @@ class TaskFiles:
     module: str = ""
     held_back: Mapping[str, Why] = field(default_factory=dict)
     imported: tuple[str, ...] = ()
+    from_elsewhere: tuple[str, ...] = ()
     sent_anyway: Mapping[str, Why] = field(default_factory=dict)
 
     def notes(self, where: Path = Path()) -> tuple[str, ...]:
@@ -56,9 +58,7 @@ class TaskFiles:
         """
 
         def listed(names: Iterable[str]) -> str:
-            shown = [f"{(where / name).as_posix()}{words.get(name, '')}" for name in names]
-            more = f" and {len(shown) - _MAX_NAMED} more" if len(shown) > _MAX_NAMED else ""
-            return ", ".join(shown[:_MAX_NAMED]) + more
+            return _cut([f"{(where / name).as_posix()}{words.get(name, '')}" for name in names])
 
         words = {name: f" ({self.held_back[name]})" for name in self.imported}
         secrets = sorted(name for name, why in self.held_back.items() if why is Why.NAME)
@@ -71,6 +71,19 @@ class TaskFiles:
             notes.append(
                 f"imported, but not sent: {listed(self.imported)}. A task that cannot do without "
                 "it fails there."
+            )
+        places = {name: _top_level(name) for name in self.from_elsewhere}
+        nowhere = [name for name, place in places.items() if place is None and _is_absent(name)]
+        loose = [f"{n} ({p.parent})" for n, p in places.items() if p and not _is_installed(p)]
+        if nowhere:
+            notes.append(
+                f"imported, but found neither beside it, in this folder nor installed: "
+                f"{_cut(nowhere)}. A task that cannot do without it fails there."
+            )
+        if loose:
+            notes.append(
+                f"imported from Python's path, and not sent: {_cut(loose)}. Install it there, "
+                "too, or call from the folder that holds it."
             )
         if others:
             notes.append(
@@ -169,6 +182,11 @@ def content_of(path: Path) -> bytes:
         raise cannot_read(path, error) from error
 
 
+def _cut(shown: Sequence[str]) -> str:
+    more = f" and {len(shown) - _MAX_NAMED} more" if len(shown) > _MAX_NAMED else ""
+    return ", ".join(shown[:_MAX_NAMED]) + more
+
+
 # -- what is sent of it -------------------------------------------------------------------------
 
 
@@ -204,6 +222,7 @@ def _sent(folders: Sequence[Path], start: Path, own: Path | None) -> TaskFiles:
         files=found.files,
         held_back=held_back,
         imported=tuple(found.imported_of(held_back) if held_back else ()),
+        from_elsewhere=tuple(found.from_elsewhere),
         sent_anyway=sent_anyway,
     )
 
@@ -219,6 +238,11 @@ def _top_level(top: str, import_path: Path | None = None) -> Path | None:
         return place_of(found or importlib.util.find_spec(top))  # of an editable installation
     except (ImportError, ValueError):
         return None
+
+
+def _is_absent(name: str) -> bool:
+    """Return True unless Python has such a module in no file: one of its own, or made by hand."""
+    return name not in sys.builtin_module_names and name not in sys.modules
 
 
 def _file_of_module(place: Path, inner: Sequence[str]) -> Path | None:

@@ -118,6 +118,26 @@ def test_what_is_kept_back_where_a_command_is_called_is_named(tmp_path: Path) ->
     assert found.notes()[0].startswith("imported, but not sent: own (git ignores it). ")
 
 
+def test_what_is_imported_from_elsewhere_is_named_unless_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imports = "import acme_of_ours.net, json, torch, commn_of_ours, near, stability_search"
+    write(tmp_path, {"here/task.py": imports, "here/near.py": "", "there/acme_of_ours/net.py": ""})
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "there")])
+
+    found = found_of(tmp_path / "here")
+
+    assert sorted(found.files) == ["near.py", "task.py"]
+    nowhere, loose = found.notes()
+    assert nowhere.startswith(
+        "imported, but found neither beside it, in this folder nor installed:"
+    )
+    assert ": commn_of_ours. " in nowhere
+    assert loose.startswith(
+        f"imported from Python's path, and not sent: acme_of_ours ({tmp_path / 'there'}). Install"
+    )
+
+
 def test_folders_without_init_files_may_lie_in_each_other(tmp_path: Path) -> None:
     write(tmp_path, {"task.py": "from outer.middle.inner.net import Net", "data/a/b.py": ""})
     write(tmp_path, {"outer/middle/inner/net.py": "import data", "outer/words.txt": ""})
