@@ -73,7 +73,8 @@ class TaskFiles:
                 "it fails there."
             )
         places = {name: _top_level(name) for name in self.from_elsewhere}
-        nowhere = [name for name, place in places.items() if place is None and _is_absent(name)]
+        made_by_hand = sys.modules  # or by what is imported: in no file, and yet there
+        nowhere = [n for n, place in places.items() if place is None and n not in made_by_hand]
         loose = [f"{n} ({p.parent})" for n, p in places.items() if p and not _is_installed(p)]
         if nowhere:
             notes.append(
@@ -238,11 +239,6 @@ def _top_level(top: str, import_path: Path | None = None) -> Path | None:
         return place_of(found or importlib.util.find_spec(top))  # of an editable installation
     except (ImportError, ValueError):
         return None
-
-
-def _is_absent(name: str) -> bool:
-    """Return True unless Python has such a module in no file: one of its own, or made by hand."""
-    return name not in sys.builtin_module_names and name not in sys.modules
 
 
 def _file_of_module(place: Path, inner: Sequence[str]) -> Path | None:

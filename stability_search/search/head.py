@@ -5,8 +5,8 @@ cluster, and no signal is heard: Ray itself sees in a minute that a head has die
 process without a word, and it does not see for many minutes that the way there is cut. So a
 thread looks, and is all that can still act.
 
-A head that takes connections and does not answer may come back, and trials go on without it for a
-while: it is told of as soon, and given up late.
+A head that takes connections and does not answer may come back, and then the study goes on by
+itself: it is told of as soon, and given up late.
 """
 
 import threading
