@@ -81,20 +81,26 @@ def can_hide() -> bool:
     return tool is not None and not subprocess.run([tool, "-m", "true"], check=False).returncode  # noqa: S603
 
 
-def start_node(address: str, hidden: Path, *words: str) -> "subprocess.Popen[bytes]":
+def start_node(address: str, hidden: Path, log: Path, *words: str) -> "subprocess.Popen[bytes]":
     """Start a node as on another machine: one that does not see a folder of this one."""
     node = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--address", address,
         "--num-cpus", "2", "--object-store-memory", str(STORE_BYTES), *words,
     ]  # fmt: skip
     hide = ["unshare", "-m", "/bin/sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden)]
-    return subprocess.Popen(  # noqa: S603 - our own words
-        [*hide, *node] if can_hide() else node,
-        env={**environment(), "RAY_USAGE_STATS_ENABLED": "0"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with log.open("wb") as output:
+        return subprocess.Popen(  # noqa: S603 - our own words
+            [*hide, *node] if can_hide() else node,
+            env={**environment(), "RAY_USAGE_STATS_ENABLED": "0"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def has_joined(cluster: Cluster, node: "subprocess.Popen[bytes]", log: Path) -> bool:
+    assert node.poll() is None, log.read_text()
+    return sum(one["Alive"] for one in cluster.global_state.node_table()) == 3
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -121,11 +127,6 @@ def nodes(driver_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         found = Cluster(initialize_head=True, head_node_args=head)
         stack.callback(found.shutdown)
-        there = start_node(
-            found.address, driver_folder, "--labels", "pool=good",
-            "--resources", '{"fast_disk": 2}',
-        )  # fmt: skip
-        stack.callback(end, there)
         found.add_node(
             num_cpus=1,
             object_store_memory=STORE_BYTES,
@@ -133,7 +134,14 @@ def nodes(driver_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             labels={"pool": "bad"},
             env_vars={"PYTHONPATH": str(planted)},
         )
-        wait_until(lambda: sum(node["Alive"] for node in found.global_state.node_table()) == 3)
+        # After the other has joined: two that start on one machine at once take the same socket.
+        log = Path(folder, "there.log")
+        there = start_node(
+            found.address, driver_folder, log, "--labels", "pool=good",
+            "--resources", '{"fast_disk": 2}',
+        )  # fmt: skip
+        stack.callback(end, there)
+        wait_until(lambda: has_joined(found, there, log))
         yield found
 
 
