@@ -13,7 +13,7 @@ from typing import Any
 
 from stability_search.errors import InfrastructureError
 from stability_search.interruption import Signals
-from stability_search.records.trial import Outcome, TrialSummary
+from stability_search.records.trial import Outcome, Stage, TrialSummary
 from stability_search.search.breakers import (
     LOSS_HINT,
     MAX_LOST_IN_A_ROW,
@@ -157,6 +157,11 @@ class Desk:
     def is_over(self) -> bool:
         """True once no further trial will come."""
         return self._source.is_over
+
+    @property
+    def is_in_pilot(self) -> bool:
+        """True while a trial of the pilot runs: all others wait for it, and then come at once."""
+        return any(running.request.stage is Stage.PILOT for running in self._running)
 
     @property
     def must_leave(self) -> bool:

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 import logging
+import math
 import os
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from stability_search.errors import InfrastructureError
 from stability_search.interruption import Interrupted, Signals
 from stability_search.search.desk import Desk
 from stability_search.search.early import EarlyWorkers
+from stability_search.search.idleness import IDLE_S, Idleness
 from stability_search.search.joining import cannot_join
 from stability_search.search.machine import Machine, Node, left_to_trials, num_cpus
 from stability_search.search.nodes import Inspector, NodeFacts, facts_of_this_machine
@@ -53,7 +55,7 @@ _LOADED_AHEAD = (
     "stability_search.step_files",
     "ray",
     "ray.tune",
-    "stability_search.search.tune_bridge",
+    "stability_search.search.keep_workers",
 )
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -234,7 +236,7 @@ class Cluster:
         """Import Ray, which takes a second, and connect to it unless it was left meanwhile."""
         import ray
 
-        import stability_search.search.tune_bridge  # noqa: F401 - loaded ahead
+        import stability_search.search.keep_workers  # noqa: F401 - loaded ahead
 
         address = self._host_address() if self._address is None else self._address
         with self._turn:
@@ -388,9 +390,10 @@ def _tune(  # noqa: PLR0913, PLR0917 - as `drive`
 ) -> None:
     from ray import tune
 
+    from stability_search.search.keep_workers import KeepWorkers
     from stability_search.search.quarantine import Quarantine
     from stability_search.search.trainable import TrialTrainable
-    from stability_search.search.tune_bridge import Bridge, KeepWorkers, Leave, SourceSearcher
+    from stability_search.search.tune_bridge import Bridge, Leave, SourceSearcher
     from stability_search.search.waiting import Waiting
 
     bridge = Bridge(
@@ -401,6 +404,8 @@ def _tune(  # noqa: PLR0913, PLR0917 - as `drive`
         quarantine=Quarantine(machine),
         inspector=inspector,
         waiting=Waiting(machine),
+        # A Ray of our own has nobody else to give a place to.
+        idleness=Idleness(math.inf if inspector is None else IDLE_S),
     )
     resources = tune.PlacementGroupFactory(
         [machine.share], bundle_label_selector=[machine.label_selector]

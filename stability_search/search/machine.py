@@ -18,6 +18,7 @@ _SLACK = 1e-9  # of a division that is whole but for rounding
 _RAYS_LABELS = "ray.io/"
 _RAYS_OWN = frozenset({"CPU", "GPU", "memory", "object_store_memory"})  # the rest has a colon
 _UNNAMED = "an unnamed model"
+_GROW = ", or set search.max_concurrent: a cluster that grows is asked for so much room."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,12 +54,13 @@ class Machine:
 
     Attributes:
         device: `cpu` or `cuda`.
-        num_slots: Trials at once.
+        num_slots: Trials at once, at most.
         cpu_per_trial: CPU cores of a trial.
         gpu_per_trial: GPUs of a trial; below 1 it is the share of one GPU, and of its memory.
         accelerator: GPU model that every trial runs on, as Ray names it; None for any.
         custom: Other resources of a trial, by name.
         labels: Labels a node must have, with the values they may have.
+        num_unplaced: Slots among `num_slots` that no node has room for yet.
     """
 
     device: Device
@@ -68,6 +70,7 @@ class Machine:
     accelerator: str | None = None
     custom: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    num_unplaced: int = 0
 
     @property
     def share(self) -> dict[str, float]:
@@ -139,7 +142,8 @@ def choose_machine(space: Space, *nodes: Node, is_joined: bool = False) -> Machi
         space: Its `search.resources` and `search.max_concurrent` are used.
         nodes: What each node offers.
         is_joined: True for a cluster that was joined: its nodes say whether they have a GPU, and
-            this process's torch does not.
+            this process's torch does not. There may be more nodes later, so that as many trials
+            are planned at once as `search.max_concurrent` says.
 
     Raises:
         UsageError: A trial needs more than any node has, no node has the GPU model, the labels or
@@ -151,7 +155,27 @@ def choose_machine(space: Space, *nodes: Node, is_joined: bool = False) -> Machi
     gpu = resources.gpu
     if gpu is None:
         gpu = 1.0 if _has_gpu(usable, resources, is_joined=is_joined) else 0.0
-    machine = Machine(
+    machine = _without_slots(resources, gpu)
+    slots = sum(map(machine.num_slots_on, usable))
+    if slots < 1:
+        may_grow = is_joined and space.study.search.max_concurrent is None
+        raise _too_large(machine, usable, may_grow=may_grow)
+    if gpu > 0:
+        _refuse_several_models(filter(machine.num_slots_on, usable))
+    wanted = space.study.search.max_concurrent or slots
+    if not is_joined:
+        return replace(machine, num_slots=min(wanted, slots))
+    return replace(machine, num_slots=wanted, num_unplaced=max(0, wanted - slots))
+
+
+def room_for_one(space: Space) -> Machine:
+    """Return what a trial occupies, as far as `search.resources` says it, without any slots."""
+    resources = space.study.search.resources
+    return _without_slots(resources, resources.gpu or 0.0)
+
+
+def _without_slots(resources: Resources, gpu: float) -> Machine:
+    return Machine(
         device="cuda" if gpu > 0 else "cpu",
         num_slots=0,
         cpu_per_trial=resources.cpu,
@@ -160,16 +184,9 @@ def choose_machine(space: Space, *nodes: Node, is_joined: bool = False) -> Machi
         custom=resources.custom,
         labels=resources.labels,
     )
-    slots = sum(map(machine.num_slots_on, usable))
-    if slots < 1:
-        raise _too_large(machine, usable)
-    if gpu > 0:
-        _refuse_several_models(filter(machine.num_slots_on, usable))
-    wanted = space.study.search.max_concurrent
-    return replace(machine, num_slots=slots if wanted is None else min(wanted, slots))
 
 
-def _too_large(machine: Machine, nodes: Sequence[Node]) -> UsageError:
+def _too_large(machine: Machine, nodes: Sequence[Node], *, may_grow: bool) -> UsageError:
     asked = {"CPU": machine.cpu_per_trial, "GPU": machine.gpu_per_trial, **machine.custom}
     names = list(asked)
     # What is rarer comes later: the node that has it is the one to be named.
@@ -178,7 +195,7 @@ def _too_large(machine: Machine, nodes: Sequence[Node]) -> UsageError:
     return UsageError(
         f"search.resources: a trial needs {_listed([f'{asked[n]:g} {n}' for n in names])}, but "
         f"there are {_listed(there)}{' on the largest node' if len(nodes) > 1 else ''}.",
-        hint="Lower search.resources.",
+        hint=f"Lower search.resources{_GROW if may_grow else '.'}",
     )
 
 

@@ -264,6 +264,8 @@ class Inspector:
         self._here = facts_here(cargo.digest)
         self._facts: dict[str, NodeFacts] = {}
         self._problems: dict[str, str] = {}
+        self._gpu_model = ""  # of every node that may run trials; empty where any will do
+        self._living: Callable[[], Sequence[Node]] = tuple
 
     def facts_of(self, node_id: str) -> NodeFacts | None:
         """Return what a node is like; None for one that has not said it."""
@@ -285,8 +287,10 @@ class Inspector:
         Raises:
             InfrastructureError: A node differs, or did not answer; or none is left.
         """
-        nodes = living()
+        nodes, self._living = living(), living
         usable = [node for node in nodes if machine.num_slots_on(node)]
+        if self._is_cuda and machine.accelerator is None:
+            self._gpu_model = next((node.gpu_model for node in usable), "")
         names = names_of(usable)
         begun = time.monotonic()
         failures = self._ask([node.node_id for node in usable], look)
@@ -339,8 +343,18 @@ class Inspector:
             else:
                 facts = {"": self._facts[node_id]}
                 listed = differences(facts, self._here, is_cuda=self._is_cuda)
+                listed += self._other_gpus(node_id)
                 self._problems[node_id] = "; ".join(map(str, listed))
         return self._problems.get(node_id, "")
+
+    def _other_gpus(self, node_id: str) -> tuple[Difference, ...]:
+        """Return that the GPUs of a node are of another model; those at the start are of one."""
+        models = [node.gpu_model for node in self._living() if node.node_id == node_id]
+        return tuple(
+            Difference(node="", what="GPU", there=model or "none", here=self._gpu_model)
+            for model in models
+            if self._gpu_model and model != self._gpu_model
+        )
 
     def _ask(
         self, node_ids: Sequence[str], look: Look, *, answer_s: float = ANSWER_S

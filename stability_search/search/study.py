@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from stability_search import space as spaces
@@ -40,7 +41,12 @@ from stability_search.search.environment import describe
 from stability_search.search.head import HeadWatch
 from stability_search.search.joining import refuse_unusable
 from stability_search.search.ledger import Ledger
-from stability_search.search.machine import Machine, choose_machine, this_machine
+from stability_search.search.machine import (
+    Machine,
+    choose_machine,
+    room_for_one,
+    this_machine,
+)
 from stability_search.search.news import News
 from stability_search.search.nodes import Inspector, facts_for
 from stability_search.search.plan import planned_work
@@ -271,13 +277,7 @@ class _Running:
             Cluster(address, cargo) as cluster,
         ):
             signals.last_words = lambda: self._leave_at_once(cluster)
-            if early is None:
-                cluster.wait(signals)
-                signals.install()  # Ray has taken SIGTERM
-                nodes, is_joined = cluster.nodes(), address is not None
-            else:
-                nodes, is_joined = [this_machine()], False
-            machine = choose_machine(self._space, *nodes, is_joined=is_joined)
+            machine = self._choose_machine(cluster, address, early, signals)
             source = StudySource(
                 self._space,
                 self._directory,
@@ -305,6 +305,21 @@ class _Running:
         if source.plan.verdict is None:
             raise InfrastructureError("ray: it ended before the study did; see run.log.")
         return source.plan.verdict
+
+    def _choose_machine(
+        self, cluster: Cluster, address: str | None, early: EarlyWorkers | None, signals: Signals
+    ) -> Machine:
+        if early is not None:
+            return choose_machine(self._space, this_machine())
+        cluster.wait(signals)
+        signals.install()  # Ray has taken SIGTERM
+        is_joined = address is not None
+        if is_joined and self._space.study.search.max_concurrent is not None:
+            from stability_search.search.growing import wait_for_room
+
+            told = partial(self._news.message, "info")
+            wait_for_room(room_for_one(self._space), cluster.nodes, told, signals.check)
+        return choose_machine(self._space, *cluster.nodes(), is_joined=is_joined)
 
     def _leave_at_once(self, cluster: Cluster) -> None:
         run = shlex.quote(str(self._directory.path))
@@ -361,6 +376,12 @@ def _inspect(
     for note in cargo.notes:
         notice(note)
     notice(inspector.check_all(machine, cluster.nodes, signals.check))
+    if machine.num_unplaced:
+        num_placed = machine.num_slots - machine.num_unplaced
+        notice(
+            f"there is room for {num_placed} of the {machine.num_slots} trials at once that "
+            "search.max_concurrent names; others begin as there is more"
+        )
     return inspector
 
 

@@ -60,8 +60,9 @@ class StudySource:
         self._machine = machine
         self._environment = Environment(directory, space, command)
         self._news = news
+        num_placed = machine.num_slots - machine.num_unplaced
         self.plan = StudyPlan(
-            space, device=machine.device, num_slots=machine.num_slots, rows=ledger.rows()
+            space, device=machine.device, num_slots=num_placed, rows=ledger.rows()
         )
         self._breakers = Breakers(self.plan.rows)
         self._stage: Stage | None = None

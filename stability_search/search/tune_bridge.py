@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.tune import Callback
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -16,6 +15,7 @@ from stability_search.interruption import Signals
 from stability_search.search.deaths import Death
 from stability_search.search.desk import Desk, RunningTrial
 from stability_search.search.early import EarlyWorkers
+from stability_search.search.idleness import Idleness
 from stability_search.search.nodes import Inspector
 from stability_search.search.quarantine import (
     Quarantine,
@@ -31,7 +31,6 @@ from stability_search.search.waiting import Waiting
 from stability_search.search.worker import ReportKind
 
 if TYPE_CHECKING:
-    from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial
 
 _TURN_S = 0.5  # Tune is left alone for so long while its workers start
@@ -50,7 +49,8 @@ class Bridge(Callback):
     The first trials of Tune are nobody's: they make its workers load torch. Until all of them
     have, early workers go on taking trials; then each gives its slot up after its trial. Where
     there are none, a worker that is ready takes trials within nobody's: if that ended, Tune would
-    give the worker a trial whose own worker is starting, and drop that one.
+    give the worker a trial whose own worker is starting, and drop that one. Those that are still
+    starting are given up once a worker that is ready has been idle for too long.
 
     Args:
         desk: Where trials come from and reports go.
@@ -60,6 +60,7 @@ class Bridge(Callback):
         quarantine: Holds sick nodes.
         inspector: Asks nodes that join later; None where all workers are on this machine.
         waiting: Notices that the cluster is busy.
+        idleness: Knows how long a worker may be idle before it gives its place back.
     """
 
     def __init__(  # noqa: PLR0913 - everything that Tune's hooks lead to
@@ -72,10 +73,13 @@ class Bridge(Callback):
         quarantine: Quarantine,
         inspector: Inspector | None,
         waiting: Waiting,
+        idleness: Idleness,
     ) -> None:
         self._desk = desk
         self._inspector = inspector
         self._waiting = waiting
+        self._idleness = idleness
+        self._num_gone = 0
         desk.hold_node = self._hold_node
         desk.this_node_id = ray.get_runtime_context().get_node_id()
         desk.num_slots = num_slots
@@ -88,6 +92,7 @@ class Bridge(Callback):
         self._nobodys: set[str] = set()
         self._warming: set[str] = set()
         self._num_warmed = 0
+        self._is_warm = False
         self._places: dict[Any, tuple[str, int]] = {}  # host and process by actor
         self._begun: set[Any] = set()  # actors whose process has begun a trial
         self._actors: dict[str, Any] = {}
@@ -98,7 +103,7 @@ class Bridge(Callback):
 
     def next_order(self, ray_id: str) -> str | None:
         """Return the next trial as text, empty for one that only warms up; None to wait."""
-        if self._num_warmed + len(self._warming) < self._num_slots:
+        if not self._is_warm and self._num_warmed + len(self._warming) < self._num_slots:
             self._nobodys.add(ray_id)
             self._warming.add(ray_id)
             return ""
@@ -113,8 +118,12 @@ class Bridge(Callback):
         return running.request.to_text()
 
     def _next_trial(self) -> RunningTrial | None:
+        return self._desk.next_trial() if self._has_free_slot else None
+
+    @property
+    def _has_free_slot(self) -> bool:
         num_taken = len(self._running) + (self._early.num_workers if self._early else 0)
-        return self._desk.next_trial() if num_taken < self._num_slots else None
+        return num_taken < self._num_slots
 
     def _early_runs_alone(self) -> bool:
         return (
@@ -143,12 +152,41 @@ class Bridge(Callback):
         if ray_id in self._warming:
             self._warming.discard(ray_id)
             self._num_warmed += 1
-            if self._num_warmed == self._num_slots and self._early is not None:
-                sys.stdout.write("Ray's workers are ready; the early ones end.\n")  # into run.log
-                sys.stdout.flush()
-                self._early.retire()
+            if self._num_warmed == self._num_slots:
+                self._end_warming()
         # A worker that is being ended for its node's sake has a trial still to be given again.
-        return self._num_warmed >= self._num_slots and ray_id not in self._running
+        return self._is_warm and ray_id not in self._running
+
+    def _end_warming(self) -> None:
+        self._is_warm = True
+        if self._early is not None:
+            sys.stdout.write("Ray's workers are ready; the early ones end.\n")  # into run.log
+            sys.stdout.flush()
+            self._early.retire()
+
+    def is_of_no_use(self, ray_id: str) -> bool:
+        """Return True for a trial whose worker is still starting and that nobody waits for."""
+        return self._is_warm and ray_id in self._warming
+
+    def may_go(self, actor: Any) -> bool:  # noqa: ANN401 - Ray's handle has no public type
+        """Hear that a worker has nothing to do; return True if it should get no further trial."""
+        is_over = self._is_idle_too_long(actor)
+        self._num_gone += is_over
+        return is_over or self.is_on_sick_node(actor)
+
+    def tell_of_the_gone(self) -> None:
+        """Say how many workers have been given up because nothing was left for them."""
+        if self._num_gone:
+            whose = "1 worker" if self._num_gone == 1 else f"{self._num_gone} workers"
+            idle_s = self._idleness.limit_s
+            self._desk.notice(f"{whose} had nothing to do for {idle_s:.0f} s: the place is free")
+            self._num_gone = 0
+
+    def _is_idle_too_long(self, actor: Any) -> bool:  # noqa: ANN401 - as above
+        """Return True if nothing is left for a worker; after the pilot there is for all."""
+        if self._desk.is_in_pilot or not self._has_free_slot:
+            self._idleness.forget(actor)
+        return self._idleness.is_over_limit(actor)
 
     def note_places(self, *, num_placed: int, num_unplaced: int) -> None:
         """Hear how many workers there are, and for how many no node has room."""
@@ -197,6 +235,7 @@ class Bridge(Callback):
         """Note where a trial's worker is; return False if the trial must not run there."""
         running = self._running[trial.trial_id]
         actor: Any = trial.temporary_state.ray_actor
+        self._idleness.forget(actor)
         self._actors[trial.trial_id] = actor
         running.node_id = self._node_id(actor)
         node, pid = self._places.get(actor, (str(trial.node_ip or ""), 0))
@@ -211,11 +250,15 @@ class Bridge(Callback):
     def _offer(self, trial: "Trial") -> None:
         """Give a worker that is ready before others are a trial, if there is one."""
         actor: Any = trial.temporary_state.ray_actor
-        running = None if self.is_on_sick_node(actor) else self._next_trial()
+        if self.is_on_sick_node(actor):
+            return
+        running = self._next_trial()
         if running is not None:
             self._running[trial.trial_id] = running
             if self._take_place(trial):
                 actor.offer.remote(running.request.to_text())
+        elif self._is_idle_too_long(actor):
+            self._end_warming()
 
     def _is_welcome(self, running: RunningTrial, node: str) -> bool:
         """Ask a node that joined later; the trial is given again where it must not run there.
@@ -280,13 +323,14 @@ class Bridge(Callback):
 
     def on_trial_complete(self, *, trial: "Trial", **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401
         """Forget the trial."""
+        self._warming.discard(trial.trial_id)
         self._forget(trial.trial_id)
         self._quarantine.hold_more()
 
     def on_trial_error(self, *, trial: "Trial", **_: Any) -> None:  # type: ignore[override]  # noqa: ANN401
         """Name the end of a trial whose worker is gone, or give it back if it had not begun."""
         is_nobodys = trial.trial_id in self._warming
-        if trial.trial_id in self._nobodys and self._num_warmed < self._num_slots:
+        if trial.trial_id in self._nobodys and not self._is_warm:
             # The next trial is nobody's, too: one that waited for a worker of its own would have
             # to wait behind those that have no place yet.
             self._num_warmed -= not is_nobodys
@@ -360,78 +404,6 @@ def kill_there(running: RunningTrial, actor: Any) -> None:  # noqa: ANN401 - as 
     there = NodeAffinitySchedulingStrategy(node_id=running.node_id, soft=False)
     task = ray.remote(num_cpus=0, max_retries=0)(kill_group)
     task.options(scheduling_strategy=there).remote(running.pid)
-
-
-def hear_of_every_death(manager: Any) -> None:  # noqa: ANN401 - a private class of Ray's
-    """Let Tune's manager of actors take whatever Ray says of one that is gone for its death.
-
-    It knows Ray's usual error of a dead actor; of another, as that of the memory monitor, it
-    makes an exception that ends the whole study.
-
-    Args:
-        manager: As Tune's controller has it.
-    """
-    take = manager._actor_task_failed  # noqa: SLF001 - Ray 2.60 offers no other way
-
-    def take_any(tracked_actor_task: object, exception: Exception) -> None:
-        known = ray.exceptions.RayActorError, ray.exceptions.RayTaskError
-        if not isinstance(exception, known):
-            exception = ray.exceptions.RayActorError(error_msg=str(exception))
-        take(tracked_actor_task, exception)
-
-    manager._actor_task_failed = take_any  # noqa: SLF001 - as above
-
-
-class KeepWorkers(FIFOScheduler):
-    """Keeps every worker that is idle or starting; Tune would drop most of them.
-
-    Tune keeps one idle worker, so that between two stages the others would end and start again;
-    and it gives a pending trial to any worker that becomes free, dropping the one that was
-    starting for it: with trials shorter than a worker's start, a slot stays empty for good.
-
-    Args:
-        num_slots: Trials at once.
-        bridge: Knows which workers are warm, and which are on a sick node and get dropped.
-    """
-
-    def __init__(self, num_slots: int, bridge: Bridge) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._num_to_keep = num_slots
-        self._bridge = bridge
-
-    def on_trial_add(self, tune_controller: "TuneController", trial: "Trial") -> None:
-        """Let the cache of workers hold all of them, once it is known what one occupies."""
-        cache = tune_controller._actor_cache  # noqa: SLF001 - Ray 2.60 offers no setting
-        if self._num_to_keep:  # the first trial
-            cache.increase_max(trial.placement_group_factory, self._num_to_keep)
-            hear_of_every_death(tune_controller._actor_manager)  # noqa: SLF001 - as above
-        self._num_to_keep = 0
-
-    def on_trial_result(
-        self,
-        tune_controller: "TuneController",  # noqa: ARG002 - the base class has it
-        trial: "Trial",
-        result: dict[str, Any],
-    ) -> str:
-        """Let a trial go on, or end it once all workers are warm if it does nothing else."""
-        is_over = result["kind"] == WARM and self._bridge.note_warm(trial.trial_id)
-        return TrialScheduler.STOP if is_over else TrialScheduler.CONTINUE
-
-    def choose_trial_to_run(self, tune_controller: "TuneController") -> None:
-        """Drop idle workers of sick nodes; pending trials are started in order anyway."""
-        manager: Any = tune_controller._actor_manager  # noqa: SLF001 - Ray 2.60 has no other way
-        self._bridge.note_places(
-            num_placed=manager.num_live_actors, num_unplaced=manager.num_pending_actors
-        )
-        cache: Any = tune_controller._actor_cache  # noqa: SLF001 - as above
-        actors = manager._live_actors_to_ray_actors_resources  # noqa: SLF001
-        for idle in cache._cached_objects.values():  # noqa: SLF001
-            for tracked in [one for one in idle if self._bridge.is_on_sick_node(actors[one][0])]:
-                idle.remove(tracked)
-                cache._num_cached_objects -= 1  # noqa: SLF001
-                tracked.set_on_stop(None)
-                tracked.set_on_error(None)
-                tune_controller._remove_actor(tracked)  # noqa: SLF001
 
 
 class SourceSearcher(Searcher):

@@ -109,7 +109,8 @@ class SearchBlock(Block):
         default=_DEFAULT.search.sampler, description="`tpe` learns from results."
     )
     max_concurrent: AutoCount = Field(
-        default=None, description="Trials at once; `auto` fills the machine."
+        default=None,
+        description="Trials at once; `auto` fills the machine, or what nodes a cluster has then.",
     )
     time_budget_s: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="Seconds for all stages together; null for no limit."

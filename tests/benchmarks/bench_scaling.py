@@ -6,7 +6,8 @@
 Time is simulated: the study's own plan says which trial comes next, the trial's end is made up,
 and a clock that nobody waits for says when it comes. A trial of the search takes one unit, one of
 twice the steps two, a killed one its share; each varies by up to a tenth. What Ray and the driver
-cost is left out: tests/benchmarks/bench_driver.py measures that.
+cost is left out: tests/benchmarks/bench_driver.py measures that. "held" counts a worker as long as
+it keeps its place: on a cluster it gives it back after a minute without work.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from stability_search.records.trial import Outcome, Stage, TrialSummary
 from stability_search.search.plan import StudyPlan
 from stability_search.search.request import TrialRequest
 from tests.search.inline_study import pretend
+
+IDLE_UNITS = 0.2  # a minute, where a trial of the search takes five
 
 SPACE = """\
 task: teacher
@@ -49,6 +52,7 @@ class Course:
     trials: dict[Stage, int]
     spans: dict[Stage, float]
     busy: float
+    held: float
     hidden_loss: float
 
     @property
@@ -85,6 +89,36 @@ def units(request: TrialRequest, summary: TrialSummary, jitter: random.Random) -
     return whole * done * jitter.uniform(0.9, 1.1)
 
 
+class Held:
+    """Adds up for how long idle workers hold their places; a worker's start takes no time here.
+
+    The one that has been idle for longest is taken first, as Ray Tune does.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._since = [0.0] * slots
+        self.idle = 0.0
+
+    def begin(self, now: float) -> None:
+        """Take an idle worker, or start one."""
+        self._give_back(now)
+        if self._since:
+            self.idle += now - self._since.pop(0)
+
+    def end(self, now: float, *, is_pilot: bool) -> None:
+        """Have one worker more that is idle; in the pilot none is given back."""
+        if is_pilot:
+            self.idle += sum(now - since for since in self._since)
+            self._since = [now] * len(self._since)
+        self._give_back(now)
+        self._since.append(now)
+
+    def _give_back(self, now: float) -> None:
+        kept = [since for since in self._since if now - since <= IDLE_UNITS]
+        self.idle += IDLE_UNITS * (len(self._since) - len(kept))
+        self._since = kept
+
+
 def simulate(folder: Path, *, trials: int, top: int, slots: int, seed: int) -> Course:
     """Run a study on a clock of its own."""
     path = folder / "space.yaml"
@@ -93,6 +127,7 @@ def simulate(folder: Path, *, trials: int, top: int, slots: int, seed: int) -> C
     jitter = random.Random(seed)  # noqa: S311 - how long trials take, no secret
     running: list[tuple[float, int, TrialRequest, TrialSummary]] = []
     now, busy, number, last = 0.0, 0.0, 0, Stage.PILOT
+    held = Held(slots)
     spans: Counter[Stage] = Counter()
     best = math.inf
     while True:
@@ -100,12 +135,14 @@ def simulate(folder: Path, *, trials: int, top: int, slots: int, seed: int) -> C
             summary = made_up(request)
             takes = units(request, summary, jitter)
             busy, number = busy + takes, number + 1
+            held.begin(now)
             heapq.heappush(running, (now + takes, number, request, summary))
         if not running:
             break
         end, _, request, summary = heapq.heappop(running)
         spans[request.stage] += end - now
         now, last = end, request.stage
+        held.end(now, is_pilot=last is Stage.PILOT)
         plan.finish(request, summary, started_at="", node="here")
         if last is Stage.SEARCH and summary.outcome is Outcome.COMPLETED:
             best = min(best, summary.probe_losses[-1])
@@ -115,6 +152,7 @@ def simulate(folder: Path, *, trials: int, top: int, slots: int, seed: int) -> C
         trials=dict(counts),
         spans=dict(spans),
         busy=busy / (now * slots),
+        held=(busy + held.idle) / (now * slots),
         hidden_loss=best - 1.0,
     )
 
@@ -135,6 +173,7 @@ def show(trials: int, courses: Sequence[Course]) -> None:
             f"{trials:5d} search trials, {slots:3d} slots: {stages}"
             f"  all {mean([c.makespan for c in chosen]):7.1f}"
             f"  busy {mean([c.busy for c in chosen]):.2f}"
+            f"  held {mean([c.held for c in chosen]):.2f}"
             f"  best found {mean([c.hidden_loss for c in chosen]):.4f} above the optimum"
         )
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from stability_search.errors import InfrastructureError
 ROOT = Path(__file__).resolve().parents[2]
 STORE_BYTES = 80 * 2**20
 START_S, END_S = 120.0, 20.0
+_PORTS = range(20_000, 32_000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +48,7 @@ def started_ray(token: str) -> Iterator[RayHead]:
     folder = Path(tempfile.mkdtemp(prefix="ss-"))  # short: paths of sockets end at 107 bytes
     home = folder / "home"
     home.mkdir()
-    dashboard, client = _free_ports(2)
+    dashboard, client = free_ports(2)
     words = {
         "port": 0,
         "node-ip-address": "127.0.0.1",
@@ -93,12 +95,16 @@ def _environment(home: Path, token: str) -> Mapping[str, str]:
     }
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+def free_ports(count: int) -> list[int]:
+    """Return ports below those that the kernel hands out: Ray binds them seconds later."""
+    free: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            free.append(port)
+        if len(free) == count:
+            return free
+    raise AssertionError(f"fewer than {count} free ports from {_PORTS.start} on")
 
 
 def _wait_for(url: str, token: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -211,7 +211,7 @@ class Listener:
         self.ends: list[tuple[Outcome, str, str]] = []
         self.num_given = 0
 
-    def next_trial(self) -> TrialRequest:
+    def next_trial(self) -> TrialRequest | None:
         self.num_given += 1
         return TrialRequest(
             trial_id=f"search-{self.num_given:04d}", stage=Stage.SEARCH, index=self.num_given,

@@ -7,6 +7,7 @@ from stability_search.interruption import Signals
 from stability_search.records.trial import Outcome
 from stability_search.search.breakers import NodeWatch, StartWatch
 from stability_search.search.desk import Desk, RunningTrial
+from stability_search.search.request import TrialRequest
 from tests.search.test_breakers import FINE, LOST, Listener
 
 
@@ -16,6 +17,10 @@ class Hearing(Listener):
     def __init__(self) -> None:
         super().__init__()
         self.notices: list[str] = []
+        self.is_dry = False
+
+    def next_trial(self) -> TrialRequest | None:
+        return None if self.is_dry else super().next_trial()
 
     def noticed(self, text: str) -> None:
         self.notices.append(text)

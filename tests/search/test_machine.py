@@ -89,6 +89,17 @@ def test_no_more_trials_run_at_once_than_asked_for() -> None:
     assert choose_machine(space_with(max_concurrent=30), node()).num_slots == 8
 
 
+def test_a_cluster_may_grow_to_what_was_asked_for() -> None:
+    def slots(max_concurrent: int | None) -> tuple[int, int]:
+        space = space_with(max_concurrent=max_concurrent, gpu=0)
+        chosen = choose_machine(space, node(), node(), is_joined=True)
+        return chosen.num_slots, chosen.num_unplaced
+
+    assert slots(None) == (16, 0)
+    assert slots(3) == (3, 0)
+    assert slots(30) == (30, 14)
+
+
 def test_slots_are_counted_node_by_node() -> None:
     odd = Node(resources={"CPU": 3.0})
     assert choose_machine(space_with(cpu=2.0), odd, odd).num_slots == 2  # not 6 cores / 2

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from stability_search.search import nodes
+from stability_search.search.machine import Machine, Node
 from stability_search.search.nodes import (
     ANSWER_S,
     Difference,
@@ -103,3 +104,32 @@ def test_a_node_that_joins_later_and_is_silent_is_asked_again_and_not_for_long(
     assert inspector.facts_of("late") == facts_here("")
     assert max(waited) < ANSWER_S / 5
     assert answers == []
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "answer"), [(None, "GPU A100 there, H100 here"), ("*", "")]
+)
+def test_a_node_that_joins_later_has_the_gpus_of_those_at_the_start(
+    accelerator: str | None, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def node(name: str, model: str) -> Node:
+        resources = {"CPU": 1.0, "GPU": 1.0, f"accelerator_type:{model}": 1.0}
+        if accelerator is not None:  # Ray brings trials to that model only
+            resources[f"accelerator_type:{accelerator}"] = 1.0
+        return Node(node_id=name, host=name, resources=resources)
+
+    def ask(
+        _question: object, _words: object, node_ids: list[str], *_: object, **__: object
+    ) -> object:
+        return dict.fromkeys(node_ids, replace(facts_here(""), cuda="12.8")), {}
+
+    monkeypatch.setattr(nodes, "ask_nodes", ask)
+    living = [node("a", "H100"), Node(node_id="head", host="head", resources={"CPU": 1.0})]
+    inspector = Inspector(Cargo(), is_cuda=True)
+    machine = Machine(
+        device="cuda", num_slots=3, cpu_per_trial=1.0, gpu_per_trial=1.0, accelerator=accelerator
+    )
+    inspector.check_all(machine, lambda: living, lambda: None)
+    living += [node("alike", "H100"), node("other", "A100")]
+    assert inspector.problem_of("alike", lambda: None) == ""
+    assert inspector.problem_of("other", lambda: None) == answer

@@ -128,7 +128,7 @@ def test_a_study_says_what_goes_to_every_node_and_what_does_not(
     write(tmp_path, task="import near\n", near="")
     (tmp_path / ".gitignore").write_text("near.py\n")
     said: list[str] = []
-    fake = SimpleNamespace(device="cpu", nodes=None, check=None)
+    fake = SimpleNamespace(device="cpu", num_unplaced=0, nodes=None, check=None)
     inspect = study._inspect  # noqa: SLF001 - the rest of it needs a cluster
     inspect(fake, packed(tmp_path), fake, said.append, fake)  # type: ignore[arg-type]
     assert [text.partition(" (")[0] for text in said] == [

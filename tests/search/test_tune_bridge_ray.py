@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 import ray
 
 from stability_search.interruption import Signals
-from stability_search.records.trial import Outcome, TrialSummary
-from stability_search.search import tune_bridge
+from stability_search.records.trial import Outcome, Stage, TrialSummary
+from stability_search.search import keep_workers, tune_bridge
 from stability_search.search.desk import DRIVER_GRACE_S, Desk, RunningTrial
+from stability_search.search.idleness import Idleness
 from stability_search.search.request import Order
 from stability_search.search.trainable import WARM
 from stability_search.search.tune_bridge import Bridge
@@ -31,6 +33,7 @@ class Tune:
         self._folder = folder
         self.source = Hearing()
         self.held: list[str] = []
+        self.now_s = 0.0
         self.desk = Desk(self.source, Signals())
         quarantine: Any = SimpleNamespace(
             hold=self.held.append,
@@ -41,7 +44,7 @@ class Tune:
         waiting: Any = None
         self.bridge = Bridge(
             self.desk, Signals(), num_slots=1, early=None, quarantine=quarantine,
-            inspector=None, waiting=waiting,
+            inspector=None, waiting=waiting, idleness=Idleness(60.0, lambda: self.now_s),
         )  # fmt: skip
         self._num_trials = 0
 
@@ -240,6 +243,49 @@ def test_a_worker_on_a_node_that_differs_is_offered_nothing(
     assert tune.given_next == ("search-0001", 0)
 
 
+def test_once_a_worker_is_idle_for_long_nobody_waits_for_those_that_start(tune: Tune) -> None:
+    tune.bridge._num_slots = 3  # noqa: SLF001 - for the other workers no node has room
+    idle, waits = tune.trial("a"), tune.trial("b")
+    tune.source.is_dry = True
+    for now_s, is_over in [(0, False), (60, False), (61, True)]:
+        tune.now_s = now_s
+        tune.report(idle, WARM)
+        assert tune.bridge.is_of_no_use(waits.trial_id) is is_over
+    assert not tune.bridge.is_of_no_use(idle.trial_id)
+    assert tune.bridge.note_warm(idle.trial_id)  # it ends, and its worker with it
+    tune.bridge.on_trial_complete(trial=waits)
+    assert not tune.bridge.is_of_no_use(waits.trial_id)
+    tune.source.is_dry = False
+    assert Order.from_text(tune.trial("c") and tune.order).config.task.module == "m"
+
+
+def test_an_idle_worker_may_go_and_is_told_of_once(tune: Tune) -> None:
+    tune.warm_up("a")
+    assert [tune.bridge.may_go(actor) for actor in "ab"] == [False, False]
+    tune.now_s = 61.0
+    tune.bridge.on_trial_complete(trial=tune.start("a"))  # it had work
+    assert [tune.bridge.may_go(actor) for actor in "ab"] == [False, True]
+    for _ in range(2):
+        tune.bridge.tell_of_the_gone()
+    assert tune.source.notices == ["1 worker had nothing to do for 60 s: the place is free"]
+
+
+def test_no_worker_goes_before_the_pilot_is_over_or_while_no_slot_is_free(tune: Tune) -> None:
+    tune.warm_up("a")
+    trial = tune.start("b")
+    running = tune.bridge._running[trial.trial_id]  # noqa: SLF001 - nobody tells
+    for stage, slots in [(Stage.PILOT, 2), (Stage.SEARCH, 1)]:
+        tune.bridge._num_slots = slots  # noqa: SLF001 - one or none is free
+        running.request = replace(running.request, stage=stage)
+        assert not tune.bridge.may_go("a")
+        tune.now_s += 61
+        assert not tune.bridge.may_go("a")
+    tune.bridge._num_slots = 2  # noqa: SLF001 - as above
+    assert not tune.bridge.may_go("a")
+    tune.now_s += 61
+    assert tune.bridge.may_go("a")
+
+
 def test_workers_that_die_before_they_are_warm_count_against_their_node(tune: Tune) -> None:
     for _ in range(3):
         tune.bridge._num_warmed = 0  # noqa: SLF001 - as with three slots
@@ -337,7 +383,7 @@ def test_where_tune_wrote_no_error_the_worker_died(tmp_path: Path) -> None:
 def test_tune_takes_any_error_of_rays_for_the_death_of_a_worker() -> None:
     heard = list[Exception]()
     manager: Any = SimpleNamespace(_actor_task_failed=lambda _task, error: heard.append(error))
-    tune_bridge.hear_of_every_death(manager)
+    keep_workers.hear_of_every_death(manager)
     take = manager._actor_task_failed  # noqa: SLF001 - as Ray calls it
     died = ray.exceptions.ActorDiedError()
     take(tracked_actor_task=None, exception=died)
