@@ -263,6 +263,26 @@ def test_any_other_error_is_a_bug_with_traceback_and_log(
     assert "RuntimeError: boom" in log.read_text()
 
 
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_current_folder_that_is_gone_is_no_bug_and_a_file_that_is_missing_is_one(
+    is_gone: bool,
+    study: FakeStudy,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study.raises = FileNotFoundError(2, "No such file or directory")
+    folder = tmp_path / "current"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    if is_gone:
+        folder.rmdir()
+    assert main(["run", "--space", "teacher.yaml"]) == (2 if is_gone else 1)
+    err = capfd.readouterr().err
+    told = "the current folder has been removed. Change into one that is there."
+    assert (told in err, "Traceback" in err) == (is_gone, not is_gone)
+
+
 def test_ctrl_c_outside_of_a_study_is_130(
     study: FakeStudy, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,12 +8,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import typer
 
 from stability_search.cli.commands import parse
 from stability_search.cli.outlets import message_sink
-from stability_search.errors import StabilitySearchError
+from stability_search.errors import StabilitySearchError, UsageError
 from stability_search.inert import inert
 from stability_search.privacy import without_passwords
 
@@ -44,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         err.write("interrupted")
         return EXIT_INTERRUPTED
-    except Exception:  # noqa: BLE001 - the outermost boundary: a bug ends here, with all it says
+    except Exception as problem:  # noqa: BLE001 - the outermost boundary: a bug ends here, with all it says
+        if isinstance(problem, FileNotFoundError) and _is_folder_gone():
+            err.write("the current folder has been removed. Change into one that is there.")
+            return UsageError.exit_code
         err.write(
             _line(traceback.format_exc().rstrip()),
             "This is a bug in stability-search, not in your space file or task.",
@@ -62,6 +66,14 @@ def _parsed(words: Sequence[str]) -> "int | Callable[[], int]":
         return parse(words)
     except SystemExit:  # the reader of the help had enough
         return 0
+
+
+def _is_folder_gone() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _open_closed_streams() -> None:
