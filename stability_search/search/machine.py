@@ -158,8 +158,7 @@ def choose_machine(space: Space, *nodes: Node, is_joined: bool = False) -> Machi
     machine = _without_slots(resources, gpu)
     slots = sum(map(machine.num_slots_on, usable))
     if slots < 1:
-        may_grow = is_joined and space.study.search.max_concurrent is None
-        raise _too_large(machine, usable, may_grow=may_grow)
+        raise _too_large(machine, usable, hint=_more_room(space, is_joined=is_joined))
     if gpu > 0:
         _refuse_several_models(filter(machine.num_slots_on, usable))
     wanted = space.study.search.max_concurrent or slots
@@ -186,7 +185,15 @@ def _without_slots(resources: Resources, gpu: float) -> Machine:
     )
 
 
-def _too_large(machine: Machine, nodes: Sequence[Node], *, may_grow: bool) -> UsageError:
+def _more_room(space: Space, *, is_joined: bool) -> str:
+    if not is_joined:
+        return "Lower search.resources."
+    if space.study.search.max_concurrent is None:
+        return f"Lower search.resources{_GROW}"
+    return "Lower search.resources: the cluster was asked for such a node, and started none."
+
+
+def _too_large(machine: Machine, nodes: Sequence[Node], *, hint: str) -> UsageError:
     asked = {"CPU": machine.cpu_per_trial, "GPU": machine.gpu_per_trial, **machine.custom}
     names = list(asked)
     # What is rarer comes later: the node that has it is the one to be named.
@@ -195,7 +202,7 @@ def _too_large(machine: Machine, nodes: Sequence[Node], *, may_grow: bool) -> Us
     return UsageError(
         f"search.resources: a trial needs {_listed([f'{asked[n]:g} {n}' for n in names])}, but "
         f"there are {_listed(there)}{' on the largest node' if len(nodes) > 1 else ''}.",
-        hint=f"Lower search.resources{_GROW if may_grow else '.'}",
+        hint=hint,
     )
 
 

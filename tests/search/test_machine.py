@@ -114,6 +114,20 @@ def test_a_trial_larger_than_every_node_is_refused() -> None:
         choose_machine(space_with(gpu=2), node(), gpus(1))
 
 
+@pytest.mark.parametrize(
+    ("max_concurrent", "way_out"),
+    [(None, r"or set search\.max_concurrent: a cluster that grows"), (4, "was asked for such a")],
+)
+def test_a_cluster_without_room_is_said_how_to_ask_it_or_that_it_was_asked(
+    max_concurrent: int | None, way_out: str
+) -> None:
+    space = space_with(gpu=2, max_concurrent=max_concurrent)
+    with pytest.raises(UsageError, match=way_out):
+        choose_machine(space, node(), is_joined=True)
+    with pytest.raises(UsageError, match=r"Lower search\.resources\.$"):
+        choose_machine(space, node())
+
+
 MIXED = (gpus(4, "A100"), gpus(2, "H100"), node())
 
 
