@@ -62,13 +62,17 @@ class Held:
 
 
 class Waves:
-    """Gives trials of one wave after the other: `a` and `c` are as many as there is room for."""
+    """Gives trials of one wave after the other.
+
+    Wave `a` has as many as there is room for, and `c` one more: one that is bound to a worker for
+    which there is no room gets another's place.
+    """
 
     def __init__(self, folder: Path, size: int) -> None:
         (folder / "held.py").write_text(TASK.format(folder=folder, size=size))
         self._folder = folder
         self._task = TaskReference(file=str(folder / "held.py"), class_name="Held")
-        self._waves = deque("a" * size + "b" + "c" * size)
+        self._waves = deque("a" * size + "b" + "c" * (size + 1))
         self._running: list[str] = []
         self.pids: dict[str, set[float]] = {"a": set(), "b": set(), "c": set()}
         self.outcomes: list[Outcome] = []
@@ -139,7 +143,7 @@ def test_an_idle_worker_of_a_cluster_ends_and_another_starts_if_there_is_more(
             source, cluster=cluster, machine=machine, folder=tmp_path, signals=signals,
             inspector=inspector,
         )  # fmt: skip
-    assert source.outcomes == [Outcome.COMPLETED] * (2 * room + 1)
+    assert source.outcomes == [Outcome.COMPLETED] * (2 * room + 2)
     first, last = source.pids["a"], source.pids["c"]
     assert (len(first), len(last), len(first & last)) == (room, room, 1)
     assert source.pids["b"] < first
