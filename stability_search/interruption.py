@@ -2,7 +2,9 @@
 
 import ctypes
 import os
+import select
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -81,10 +83,27 @@ class Signals:
             raise Interrupted(self.received)
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int | None = None) -> None:
     """Ask Linux to end this process with the thread that started it.
 
     Elsewhere a process ends once it finds its connection closed.
+
+    Args:
+        parent: Process id of the one that started it. Linux says nothing of a parent that had died
+            before it was asked: this process then ends now. None where `has_hung_up` is asked.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent not in {None, os.getppid()}:
+            signal.raise_signal(signal.SIGKILL)
+
+
+def has_hung_up(connection: socket.socket) -> bool:
+    """Return True if the other end of a connection is closed, whatever is left to be read.
+
+    Args:
+        connection: One of a pair of sockets.
+    """
+    poll = select.poll()
+    poll.register(connection, 0)  # a closed end is told unasked
+    return bool(poll.poll(0))

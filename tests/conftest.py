@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 
 # Read by torch when it is imported: more threads than cores make small tests ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,7 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 gc.disable()
 
 # A busy machine is no failure: pytest's time-out is the net for what hangs. The same examples in
-# every run: what fails can be looked at again, and what passes does not fail elsewhere.
+# every run: what fails can be looked at again, and what passes does not fail elsewhere. Hypothesis
+# also tries constants of the modules of ours that are loaded, which depends on the tests before.
+providers._get_local_constants = lambda: providers._local_constants  # noqa: SLF001 - no setting
 settings.register_profile("unhurried", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("unhurried")
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from stability_search import __version__
@@ -162,7 +163,7 @@ def _run(
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            preexec_fn=end_with_parent,  # noqa: PLW1509 - there is one thread
+            preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509 - there is one thread
         )
         if on_start is not None:
             on_start(process)

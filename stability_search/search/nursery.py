@@ -13,7 +13,7 @@ import sys
 import traceback
 from multiprocessing.connection import Connection
 
-from stability_search.interruption import end_with_parent
+from stability_search.interruption import end_with_parent, has_hung_up
 from stability_search.search.worker import ReportKind, Worker, WorkerSettings, load_torch
 
 
@@ -26,16 +26,19 @@ def main(arguments: list[str]) -> None:
     driver = socket.socket(fileno=int(arguments[0]))
     settings = WorkerSettings(**json.loads(arguments[1]))
     end_with_parent()
+    if has_hung_up(driver):
+        return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which decides
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers: no zombies
     load_torch()
+    nursery = os.getpid()
     while True:
         descriptor = _receive(driver)
         if descriptor is None:
             return
         if os.fork() == 0:
             driver.close()
-            _be_worker(Connection(descriptor), settings)
+            _be_worker(Connection(descriptor), settings, nursery)
         os.close(descriptor)
 
 
@@ -47,14 +50,13 @@ def _receive(driver: socket.socket) -> int | None:
     return descriptors[0] if message and descriptors else None
 
 
-def _be_worker(connection: Connection, settings: WorkerSettings) -> None:
+def _be_worker(connection: Connection, settings: WorkerSettings, nursery: int) -> None:
     """Run trials until the driver hangs up or this process is not clean any more."""
-    parent = os.getppid()
-    end_with_parent()
+    end_with_parent(nursery)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a data loader waits for its workers
     try:
         worker = Worker(settings)
-        while worker.is_clean and os.getppid() == parent:
+        while worker.is_clean and os.getppid() == nursery:
             _run_trial(worker, connection)
     except (EOFError, ConnectionError):  # the driver has hung up
         pass

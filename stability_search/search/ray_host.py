@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stability_search import ray_token
-from stability_search.interruption import end_with_parent
+from stability_search.interruption import end_with_parent, has_hung_up
 
 
 def ensure_private_token(home: Path, environment: Mapping[str, str]) -> None:
@@ -49,6 +49,8 @@ def main(arguments: list[str]) -> None:
     """
     driver = socket.socket(fileno=int(arguments[0]))
     end_with_parent()  # a driver that is killed does not wait until Ray has started
+    if has_hung_up(driver):  # it was killed before
+        return
     ensure_private_token(Path.home(), os.environ)
     import ray
 

@@ -1,6 +1,6 @@
 """How long the first steps of one configuration take, measured in a process of their own.
 
-    python -m stability_search.search.timing FD SETTINGS
+    python -m stability_search.search.timing FD SETTINGS PARENT
 
 The process trains as a worker would and is ended with all that it started: whatever a task does
 there, nothing of it stays.
@@ -77,7 +77,7 @@ def time_steps(request: TrialRequest, settings: WorkerSettings) -> Timing:
     ):
         order.write(request.to_text().encode())
         order.seek(0)
-        words = [str(result.fileno()), json.dumps(asdict(settings))]
+        words = [str(result.fileno()), json.dumps(asdict(settings)), str(os.getpid())]
         process = subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-P", "-m", "stability_search.search.timing", *words],
             stdin=order,
@@ -132,9 +132,10 @@ def main(arguments: list[str]) -> None:
     """Time the trial whose order is on standard input.
 
     Args:
-        arguments: Descriptor for the result, and `WorkerSettings` as JSON text.
+        arguments: Descriptor for the result, `WorkerSettings` as JSON text, and the process id of
+            the command.
     """
-    end_with_parent()
+    end_with_parent(int(arguments[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     order = sys.stdin.read()
     Worker(WorkerSettings(**json.loads(arguments[1])))  # the process is as a worker's from now on

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 import pytest
 
@@ -81,6 +82,14 @@ def test_the_token_goes_along_with_every_request() -> None:
 
 
 def test_no_proxy_gets_the_token_of_a_plain_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up = socket.getaddrinfo
+
+    def looked_up(host: str, *more: Any, **options: Any) -> list[Any]:  # noqa: ANN401 - as it takes
+        if host == "far.invalid":
+            raise socket.gaierror(-2, "unknown")
+        return look_up(host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
     with served(lambda *_: (200, b"{}")) as (proxy, heard):
         monkeypatch.setenv("http_proxy", proxy)
         monkeypatch.delenv("no_proxy", raising=False)

@@ -46,10 +46,11 @@ WAITING_STUDY = f"""\
 #!{sys.executable}
 import os, signal, sys
 
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM}})
 with open(os.environ["STAND_IN"] + "/started", "w"):  # a pipe: somebody waits at its other end
     pass
-signal.pause()
+signal.sigwait({{signal.SIGTERM}})
+sys.exit(143)
 """
 
 PLAN = EmitPlan(

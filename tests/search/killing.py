@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ray.cluster_utils import Cluster
 
@@ -22,7 +22,10 @@ from tests.search.test_study_ray import command, count_rows, environment
 
 Kind = Literal["worker", "raylet", "driver"]
 
+Found = TypeVar("Found")
 MARKER = f"cluster of {os.getpid()}"  # no other Ray on the machine is to be hurt
+# The class of a worker's actor, and between two calls that of what it trains.
+WORKER_NAMES = (b"ray::ResourceTrainable", b"ray::TrialTrainable")
 STORE_BYTES = 80 * 2**20
 WAIT_S = 200.0
 GAP = 6  # trials that end between two kills, or too many attempts would be lost
@@ -78,7 +81,7 @@ def worker_pids() -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            is_worker = (folder / "cmdline").read_bytes().startswith(b"ray::ResourceTrainable")
+            is_worker = (folder / "cmdline").read_bytes().startswith(WORKER_NAMES)
             if is_worker and MARKER.encode() in (folder / "environ").read_bytes():
                 found.append(int(folder.name))
     return sorted(found)
@@ -179,18 +182,19 @@ class _Study:
                 with contextlib.suppress(ValueError):  # a killed driver's last line may be cut
                     yield json.loads(line)
 
-    def _wait_until(self, holds: Callable[[], bool]) -> None:
+    def _wait_until(self, holds: Callable[[], Found]) -> Found:
         deadline = time.monotonic() + WAIT_S
-        while not holds():
+        while not (found := holds()):
             assert self._process.poll() is None, self._errors.read_text()
             assert time.monotonic() < deadline, "the study does not go on"
             time.sleep(0.05)
+        return found
 
     def kill(self, kind: Kind) -> None:
         if kind == "worker":
-            self._wait_until(lambda: bool(worker_pids()))
+            workers = self._wait_until(worker_pids)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._random.choice(worker_pids()), signal.SIGKILL)
+                os.kill(self._random.choice(workers), signal.SIGKILL)
         elif kind == "raylet":
             nodes = sorted(self._cluster.worker_nodes, key=lambda node: node.node_id)
             self._cluster.remove_node(self._random.choice(nodes), allow_graceful=False)

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from stability_search.interruption import Signals
 from stability_search.records.trial import Outcome, Stage, TrialSummary
+from stability_search.search import desk as desks
 from stability_search.search import early
 from stability_search.search.desk import DRIVER_GRACE_S, Desk, RunningTrial
 from stability_search.search.driver import worker_settings
@@ -138,6 +140,12 @@ def aged(running: RunningTrial, seconds: float) -> RunningTrial:
 # -- the desk ---------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let trials grow older only where the test says so."""
+    monkeypatch.setattr(desks, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+
+
 def test_the_next_trial_is_given_out_before_the_last_is_written_and_news_keep_their_order() -> (
     None
 ):
@@ -162,6 +170,7 @@ def test_a_second_report_of_a_start_moves_the_clock_and_is_no_news() -> None:
     assert running.age_s < 30
 
 
+@pytest.mark.usefixtures("_stopped_clock")
 @pytest.mark.parametrize(
     ("age_s", "was_killed", "is_out_of_memory", "outcome"),
     [
@@ -198,6 +207,7 @@ def test_a_worker_that_is_lost_after_the_end_of_its_trial_changes_nothing() -> N
     assert [summary.outcome for summary in source.summaries] == [Outcome.COMPLETED]
 
 
+@pytest.mark.usefixtures("_stopped_clock")
 def test_a_trial_is_overdue_once_its_own_clocks_have_failed_and_until_it_is_killed() -> None:
     desk = Desk(Source(), Signals())
     running = aged(begun(desk), 60 + DRIVER_GRACE_S - 1)

@@ -245,7 +245,8 @@ def test_what_goes_on_after_a_trial_is_named(
     assert clean.changes() == ()
 
 
-def test_processes_left_behind_can_be_ended() -> None:
+def test_processes_left_behind_can_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_states, "SETTLE_S", 10.0)
     with running_command() as before:
         clean = CleanProcess()
         with running_command() as left:
@@ -254,7 +255,8 @@ def test_processes_left_behind_can_be_ended() -> None:
             assert left != before
 
 
-def test_a_thread_that_ends_soon_is_waited_for() -> None:
+def test_a_thread_that_ends_soon_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_states, "SETTLE_S", 10.0)
     clean = CleanProcess()
     thread = threading.Timer(0.1, lambda: None)
     thread.start()

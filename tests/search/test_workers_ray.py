@@ -165,8 +165,11 @@ def is_empty(early: EarlyWorkers, desk: Desk) -> bool:
 
 def is_alive(pid: int) -> bool:
     """Return False for a zombie too: nobody may be there to ask how it ended."""
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_worker_is_used_again_pinned_to_its_slot_and_deaf_to_an_interrupt(

@@ -5,6 +5,7 @@ import itertools
 import subprocess
 import sys
 import time
+import timeit
 from pathlib import Path
 
 import pytest
@@ -325,9 +326,7 @@ def test_reading_imports_no_big_library_and_is_quick(folder: Path, valid: str) -
         env=environment,
     )
     assert twin.stdout == "['numpy']\n"
-    start = time.process_time()
-    load("x.yaml")
-    assert time.process_time() - start < 0.3
+    assert min(timeit.repeat(lambda: load("x.yaml"), time.process_time, number=1, repeat=3)) < 0.3
 
 
 def test_parameters_know_what_they_contain() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from stability_search.training import command
+
 
 @pytest.fixture
 def real_picture() -> None:
@@ -21,6 +23,12 @@ def _no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         fake = types.ModuleType("stability_search.training.curves")
         fake.draw = lambda *_: b"a picture"  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
+
+
+@pytest.fixture(autouse=True)
+def _sigterm_ends_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a SIGTERM to this process stop the training in it, and never the tests."""
+    monkeypatch.setattr(command, "_TERMINATE_S", 600.0)
 
 
 @pytest.fixture(autouse=True)

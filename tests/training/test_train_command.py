@@ -81,10 +81,10 @@ class TestCommandLine:
         write_space(tmp_path, task="Noisy")
         words = ("--space", "best.yaml", "--steps", "9", "--output", "r")
         done = call(*words, signal_at="7 15 hang")
-        took = time.time() - float(done.stderr.partition("signalled ")[2].split()[0])
+        took = time.monotonic() - float(done.stderr.partition("signalled ")[2].split()[0])
         assert done.returncode == 143
         assert "ended at once; next: stability-search train --resume r" in done.stderr
-        assert 1.0 < took < 2.5, "else it was not waited for, or too long"
+        assert 1.0 < took < 4, "else it was not waited for, or too long"
         print(f"SIGTERM in a hanging step: exit after {took:.2f} s")
 
     @pytest.mark.parametrize(

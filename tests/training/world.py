@@ -44,7 +44,7 @@ class Noisy:
             x = x + float(np.random.rand())
             at, signum, then = (os.environ.get("SIGNAL_AT", "").split() + [""] * 3)[:3]
             if at and drawn == int(at):
-                print(f"signalled {time.time()}", flush=True)
+                print(f"signalled {time.monotonic()}", flush=True)
                 os.kill(os.getpid(), int(signum))
                 time.sleep(600 if then == "hang" else 0)
             y = x.sum(1, keepdim=True)
