@@ -7,20 +7,27 @@ from stability_search.errors import StoppedEarlyError, UserCodeError
 from stability_search.records.verdict import Verdict, VerdictKind
 
 if TYPE_CHECKING:
-    from stability_search.settings.study import SearchSettings
+    from stability_search.settings.study import StudySettings
+    from stability_search.spending import Spent
 
 _DIGITS = 15  # of a budget in seconds: as many as a float has
 
 
 def next_command(  # noqa: PLR0911 - one per end of a study
-    verdict: Verdict | None, run: str, *, budgets: "SearchSettings | None", made_by: str
+    verdict: Verdict | None,
+    run: str,
+    *,
+    study: "StudySettings | None",
+    spent: "Spent | None",
+    made_by: str,
 ) -> str:
     """Return what to type next.
 
     Args:
         verdict: How the study ended or stopped; None where it was killed.
         run: The run directory as its reader types it; a leading `~/` is left to the shell.
-        budgets: What the study might spend; None where that is unknown.
+        study: The study's blocks, with what it might spend; None where that is unknown.
+        spent: What it has spent; None where that is unknown.
         made_by: The command line that made the run; empty where that is unknown.
 
     Returns:
@@ -43,20 +50,22 @@ def next_command(  # noqa: PLR0911 - one per end of a study
         case VerdictKind.INCOMPLETE if verdict.exit_code == UserCodeError.exit_code:
             return f"{_without_output(made_by) or again}  # mend the task first"
         case VerdictKind.INCOMPLETE if verdict.exit_code == StoppedEarlyError.exit_code:
-            return f"{resume}{_larger(budgets)}"
+            return f"{resume}{_larger(study, spent)}"
         case VerdictKind.INCOMPLETE:
             return resume
 
 
-def _larger(budgets: "SearchSettings | None") -> str:
-    """Return the options that double every budget; empty where there was none to run out of."""
-    if budgets is None:
+def _larger(study: "StudySettings | None", spent: "Spent | None") -> str:
+    """Return the options that raise every budget; empty where there was none to run out of."""
+    if study is None:
         return ""
+    from stability_search.spending import larger_seconds, larger_steps
+
     text = ""
-    if budgets.step_budget is not None:
-        text += f" --set search.step_budget={2 * budgets.step_budget}"
-    if budgets.time_budget_s is not None:
-        text += f" --set search.time_budget_s={2 * budgets.time_budget_s:.{_DIGITS}g}"
+    if (steps := larger_steps(study, spent)) is not None:
+        text += f" --set search.step_budget={steps}"
+    if (seconds := larger_seconds(study, spent)) is not None:
+        text += f" --set search.time_budget_s={seconds:.{_DIGITS}g}"
     return text
 
 

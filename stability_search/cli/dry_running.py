@@ -69,6 +69,7 @@ def _stage_lines(space: "Space", outlook: "Outlook") -> list[str]:
         f"confirm: {trials} on {counted(seeds, 'seed')}, {counted(ladders, 'ladder')}",
         f"all stages: at most {outlook.num_trials} trials, {outlook.num_steps} optimizer steps"
         + _budget_words(space),
+        *_budget_warnings(space, outlook),
     ]
 
 
@@ -80,6 +81,18 @@ def _budget_words(space: "Space") -> str:
     if search.time_budget_s is not None:
         words += f"; search.time_budget_s ends it after {duration(search.time_budget_s)}"
     return words
+
+
+def _budget_warnings(space: "Space", outlook: "Outlook") -> list[str]:
+    if outlook.enough_steps is None:
+        return []
+    text = (
+        "warning: no search trial can start unless the pilot ends early: it takes "
+        f"{outlook.num_pilot_steps} steps, and the search starts none once half of "
+        f"search.step_budget={space.study.search.step_budget} is spent; "
+        f"{outlook.enough_steps} would do"
+    )
+    return [text]
 
 
 def _resource_line(space: "Space", outlook: "Outlook", address: str | None) -> str:

@@ -1,5 +1,6 @@
 """The command that a reader of a verdict wants next, as a terminal shows it."""
 
+import contextlib
 import json
 import shlex
 from pathlib import Path
@@ -12,7 +13,8 @@ from stability_search.next_command import next_command
 from stability_search.records.verdict import Verdict
 
 if TYPE_CHECKING:
-    from stability_search.settings.study import SearchSettings
+    from stability_search.settings.study import StudySettings
+    from stability_search.spending import Spent
 
 _FETCH = "stability-search fetch {name} --address URL  # or submit it again, if it stopped there"
 _COPY = (
@@ -35,11 +37,14 @@ def next_step(directory: Path, verdict: Verdict | None) -> str:
     run = short_path(directory)
     run = f"./{run}" if run.startswith("~") else run  # a folder of that name
     code = None if verdict is None else verdict.exit_code
+    is_stopped = code == StoppedEarlyError.exit_code
+    study, spent = _budgets(directory) if is_stopped else (None, None)
     return inert(
         next_command(
             verdict,
             run,
-            budgets=_budgets(directory) if code == StoppedEarlyError.exit_code else None,
+            study=study,
+            spent=spent,
             made_by=_made_by(directory) if code == UserCodeError.exit_code else "",
         )
     )
@@ -73,13 +78,21 @@ def _verdict_in(directory: Path) -> Verdict | None:
         return None
 
 
-def _budgets(directory: Path) -> "SearchSettings | None":
+def _budgets(directory: Path) -> tuple["StudySettings | None", "Spent | None"]:
+    """Return what a study might spend and what it has spent, as far as its files say."""
     from stability_search import space as spaces
+    from stability_search.search.ledger import Ledger
+    from stability_search.search.run_directory import RunDirectory
+    from stability_search.spending import ended_trial, spent_by
 
-    try:
-        return spaces.load(directory / "space.yaml").study.search
-    except (StabilitySearchError, OSError):
-        return None
+    run = RunDirectory(path=directory)
+    study = spent = None
+    with contextlib.suppress(StabilitySearchError, OSError):
+        space = spaces.load(run.space)
+        study = space.study
+        ended = map(ended_trial, Ledger(run.ledger).rows())
+        spent = spent_by(ended, has_search=space.has_space)
+    return study, spent
 
 
 def _made_by(directory: Path) -> str:

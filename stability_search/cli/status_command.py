@@ -74,7 +74,7 @@ def _lines(found: "RunStatus", following: str) -> list[str]:
     if found.stages:
         lines.append(f"trials: {', '.join(map(_stage_words, found.stages))}")
     if found.outcomes:
-        lines.append(f"outcomes: {', '.join(f'{n} {name}' for name, n in found.outcomes.items())}")
+        lines.append(f"outcomes: {', '.join(map(_outcome_words, found.outcomes.items()))}")
     if found.best is not None:
         lines.append(f"{_role(found.best, verdict)}: {_best_words(found.best)}")
     disk = f"disk: {found.disk_bytes / _MIB:.1f} MiB"
@@ -96,6 +96,12 @@ def _where(found: "RunStatus") -> str:
 def _stage_words(one: "StageStatus") -> str:
     at_most = "at most " if one.stage == "confirm" else ""
     return f"{one.stage} {one.num_finished} of {at_most}{one.num_planned}"
+
+
+def _outcome_words(counted: tuple[str, int]) -> str:
+    """Count an outcome; what is no result ended all the same, but no verdict counts it."""
+    name, number = counted
+    return f"{number} {name}" if Outcome(name).is_result else f"{number} {name} (no result)"
 
 
 def _best_words(best: "BestSoFar") -> str:

@@ -1,14 +1,12 @@
 """The command `validate`: is a space file right, and what does it ask for."""
 
-import importlib.util
-from importlib.machinery import PathFinder
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stability_search.cli.formats import Format, FormatOption, print_formatted
 from stability_search.cli.options import SetOption, SpaceOption, Work
 from stability_search.errors import Problem, SpaceError
 from stability_search.records.values import Json
+from stability_search.task_module import missing_part
 
 if TYPE_CHECKING:
     from stability_search.space import Space
@@ -85,25 +83,7 @@ def _notes(space: "Space") -> list[str]:
     module = space.task.module
     if not module or module.startswith(_OURS):
         return []
-    missing = _missing_part(module)
+    missing = missing_part(module)
     why = f"no module `{missing}` is found from here" if missing else "no package is imported here"
     task = f"{module}:{space.task.class_name}"
     return [f"not checked: {task}, and what its constructor takes; {why}"]
-
-
-def _missing_part(module: str) -> str:
-    """Return the first part of a dotted name that is not found; empty where all of them are."""
-    top, *parts = module.split(".")
-    found = PathFinder.find_spec(top, [str(Path.cwd())])  # first, as in workers
-    try:
-        found = found or importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        found = None
-    name = top
-    for part in parts:
-        if found is None:
-            return name
-        name = f"{name}.{part}"
-        # By its own name: a dotted one wants its packages to be imported.
-        found = PathFinder.find_spec(part, found.submodule_search_locations or [])
-    return name if found is None else ""

@@ -1,7 +1,7 @@
 """A study's name on a cluster, and the ids of its attempts.
 
-The name is made from the study's content, so that the same study has the same name wherever it
-is submitted from. Its first attempt has that name, a later one the name and its number.
+The name is made from what is sent, so that the same study has the same name on every machine. Its
+first attempt has that name, a later one the name and its number.
 """
 
 import hashlib

@@ -240,14 +240,24 @@ def _notes(ladder: Ladder, cause: Cause) -> list[str]:
         )
     slow = [end for end in evidence.as_given if end.is_stuck(evidence.no_progress.get(end.seed))]
     if cause is Cause.HEALTHY and slow and not ladder.notes:
-        notes.append(
-            "It does not break, but learned nothing beyond a constant prediction within these "
-            "steps: train longer (trial.steps), raise the rate, or ask whether the targets can be "
-            "told from the inputs at all."
-        )
+        notes.append(_slow_note(len(slow), evidence))
     if cause is Cause.HEALTHY:
         notes.append("It says nothing of later steps: raise trial.steps to look further.")
     return notes
+
+
+def _slow_note(num_slow: int, evidence: Evidence) -> str:
+    """Say on how many seeds nothing was learned, and what to do."""
+    given = evidence.as_given
+    text = (
+        f"It does not break, but on {num_slow} of {len(given)} seeds it learned nothing beyond a "
+        "constant prediction within these steps: train longer (trial.steps), raise the rate"
+    )
+    if any(map(evidence.has_learned, given)):  # so the targets can be told from the inputs
+        return (
+            f"{text}, or ask what differs between the seeds (initial weights, order of batches)."
+        )
+    return f"{text}, or ask whether the targets can be told from the inputs at all."
 
 
 def data_summary(data: DataReport) -> list[str]:

@@ -25,6 +25,7 @@ from stability_search.seeding import derive_seed
 from stability_search.settings.trial import TrialConfig
 from stability_search.space import Space
 from stability_search.space_directory import default_path, make_folder
+from stability_search.task_module import refuse_missing_module
 from stability_search.tasks.loading import load_task
 
 Check = Callable[[], None]
@@ -72,6 +73,7 @@ def diagnose(
         InfrastructureError: The machine failed; the files are written.
     """
     now = datetime.now(UTC)
+    refuse_missing_module(space.task)
     directory = open_directory(output, f"{space.study.name}-diagnosis", now)
     session = _Session(
         space, overrides=overrides, created=f"{now:%Y-%m-%dT%H:%M:%SZ}", say=say, check=check
@@ -113,6 +115,7 @@ def overfit_test(
         UsageError: As in `diagnose`.
         UserCodeError: The task raised.
     """
+    refuse_missing_module(space.task)
     directory = open_directory(output, f"{space.study.name}-overfit", datetime.now(UTC))
     try:
         config = config_of_today(space, seed=diagnosis_seeds(space)[0])

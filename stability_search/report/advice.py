@@ -89,7 +89,7 @@ def what_broke(view: View) -> list[str]:
     stable = sum(bool(row["is_stable"]) for row in rows)
     share = f"{stable:,} of {count(len(rows), 'search trial')}"
     nowhere = _nowhere_finite(view)
-    others = "" if nowhere else _others_text(rows)  # how far it came was never measured
+    others = "" if nowhere else _others_text(view, rows)  # how far it came was never measured
     sentences = [nowhere] if nowhere else []
     sentences.append(f"{share} {'was' if stable == 1 else 'were'} stable.{others}")
     broken = [row for row in view.results if row["first_bad_step"] is not None]
@@ -148,12 +148,12 @@ def _finite_hint(view: View) -> str:
     return "Look at the training data and at the task's loss: no setting mends them."
 
 
-def _others_text(rows: Sequence[Row]) -> str:
+def _others_text(view: View, rows: Sequence[Row]) -> str:
     """Say how the trials ended that were not stable, and what the weak ones lacked."""
     others = [row for row in rows if not row["is_stable"]]
     weak = [row for row in others if row["outcome"] == Outcome.COMPLETED]
     stopped = [row for row in others if row["outcome"] != Outcome.COMPLETED]
-    parts = [outcomes_text(stopped)] if stopped else []
+    parts = [outcomes_text(view, stopped)] if stopped else []
     if weak:
         lacked = Counter(min(_LACKED, key=lambda name: row[name] or 0.0) for row in weak)
         why = ", ".join(f"{_LACKED[name]} in {lacked[name]:,}" for name in _LACKED if lacked[name])
@@ -368,6 +368,9 @@ def _precision_warnings(view: View) -> list[str]:
             f"fp16 was {kinds} on a CPU: overflow and loss scaling carry over to a GPU, but "
             "rounding, softmax and layer norm differ. Confirm there before a long run."
         )
+    headline = view.by_id.get(view.headline_id or "")
+    if headline is not None and view.setting(headline, "precision") != "fp16":
+        return found  # the verdict is about a training without a loss scale
     horizon = max(row["num_planned_steps"] for row in half)
     intervals = [view.setting(row, "growth_interval") or 0 for row in half]
     if all(interval >= horizon for interval in intervals):

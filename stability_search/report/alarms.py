@@ -35,9 +35,9 @@ def alarm_sentences(view: View) -> list[str]:
     alarms = view.study.alarms
     whose = "The choice's" if view.verdict.choice else "The closest one's"
     return [
-        *_clipping(whose, rows, alarms),
+        *_clipping(view, whose, rows),
         *_attention(whose, rows, alarms),
-        *_gradients(whose, rows, alarms),
+        *_gradients(view, whose, rows),
         *_updates(whose, rows, alarms),
         *_low_precision(view, whose, rows),
         *_during_training(whose, rows, alarms),
@@ -52,13 +52,24 @@ def _largest(rows: Sequence[Row], name: str) -> float | None:
     return max(_measured(rows, name), default=None)
 
 
-def _clipping(whose: str, rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
+def _clipping(view: View, whose: str, rows: Sequence[Row]) -> list[str]:
+    limit = view.study.alarms.clip_frac
     clipped = _largest(rows, "clip_frac")
-    if clipped is None or clipped <= alarms.clip_frac:
+    if clipped is None or clipped <= limit:
         return []
-    share = f"{part(clipped)} of them on its worst seed (alarm at {part(alarms.clip_frac)})"
-    meaning = "Clipping acts as a hidden cut of the learning rate."
-    return [f"{whose} updates were clipped: {share}. {meaning}"]
+    share = f"{part(clipped)} of them on its worst seed (alarm at {part(limit)})"
+    meaning = (
+        "There clip_norm, not the gradient, sets the size of a step: a hidden cut of the learning "
+        "rate."
+    )
+    # The verdict was measured with both, so it wins over a rule of thumb about one of them.
+    stands = (
+        " The choice stands, for learning_rate and clip_norm together; to check whether it needs "
+        "the clipping, run best.yaml with twice its clip_norm."
+        if view.verdict.choice
+        else ""
+    )
+    return [f"{whose} updates were clipped: {share}. {meaning}{stands}"]
 
 
 def _attention(whose: str, rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
@@ -90,11 +101,15 @@ def _attention(whose: str, rows: Sequence[Row], alarms: AlarmSettings) -> list[s
     return found
 
 
-def _gradients(whose: str, rows: Sequence[Row], alarms: AlarmSettings) -> list[str]:
-    norm = _largest(rows, "grad_norm_max")
+def _gradients(view: View, whose: str, rows: Sequence[Row]) -> list[str]:
+    alarms, norm = view.study.alarms, _largest(rows, "grad_norm_max")
     reached = f"{whose} gradient norm reached {number(norm)} before clipping"
     if norm is not None and norm > alarms.grad_norm_advise:
         at = f"alarm at {number(alarms.grad_norm_advise)}"
+        if view.verdict.choice:
+            stands = "The choice stands: its seeds held with such gradients."
+            later = "Only if a longer training breaks, go on with a tenth of its learning rate."
+            return [f"{reached} ({at}). {stands} {later}"]
         return [f"{reached} ({at}): a tenth of its learning rate is advised."]
     if norm is not None and norm > alarms.grad_norm:
         return [f"{reached} (alarm at {number(alarms.grad_norm)})."]

@@ -8,15 +8,15 @@ from stability_search.report.control import control_text
 from stability_search.report.parts.verdict_card import compared, left_out_text, targets
 from stability_search.report.snippets import as_yaml
 from stability_search.report.wording import (
-    OUTCOME_WORDS,
     bad_steps_text,
     choice_details,
     choice_text,
+    count,
     headline,
     margin_text,
     next_step,
     number,
-    outcome_counts,
+    outcomes_text,
     score_text,
     seeds_text,
 )
@@ -117,11 +117,10 @@ def _confirmed(view: View) -> list[str]:
 
 
 def _outcomes(view: View) -> list[str]:
-    counts = outcome_counts(view.trials)
-    if not counts:
+    if not view.trials:
         return ["No trial ended.", ""]
-    texts = [f"{n:,} {OUTCOME_WORDS[outcome]}" for outcome, n in counts]
-    lines = [f"Outcomes of {len(view.trials):,} trials: {', '.join(texts)}.", ""]
+    ended = outcomes_text(view, view.trials)
+    lines = [markdown(f"Outcomes of {count(len(view.trials), 'trial')}: {ended}."), ""]
     control = control_text(view)
     return [*lines, markdown(control), ""] if control else lines
 

@@ -38,7 +38,7 @@ def verdict_lines(report: Report) -> list[str]:
     missed = view.verdict.missed or tuple((row or {}).get("missed", "").split("; "))
     if view.verdict.kind is VerdictKind.NONE:
         lines += [f"it missed: {plain(text)}" for text in missed if text]
-    lines += [*what_broke(view), f"outcomes: {outcomes_text(view.trials)}"]
+    lines += [*what_broke(view), f"outcomes: {outcomes_text(view, view.trials)}"]
     if view.verdict.kind is VerdictKind.NONE:
         lines.append(what_to_widen(view))
     others = [view.by_id[c] for c in compared(view) if c != view.headline_id]

@@ -12,12 +12,14 @@ from stability_search.next_command import next_command
 from stability_search.records.trial import Outcome
 from stability_search.records.verdict import ChoiceReason, VerdictKind
 from stability_search.report.context import Row, View
+from stability_search.spending import EndedTrial, spent_by
 
 MIN_SEEDS_FOR_WINNER = 5
 _NOTHING_LEARNED = 0.5  # a score below this is printed as such
 _LARGE = 1e6  # from here on, and below a thousandth of a thousandth, numbers have an exponent
 _THOUSAND = 1000
 _EXACT = 1e15  # whole settings below it are written out in full
+_LONGEST_REASON = 80  # characters; the table of trials has the whole of it
 
 OUTCOME_WORDS: dict[str, str] = {
     Outcome.COMPLETED: "completed",
@@ -223,15 +225,61 @@ def outcome_counts(rows: Iterable[Row]) -> list[tuple[str, int]]:
     return [(outcome, counts[outcome]) for outcome in OUTCOME_WORDS if counts[outcome]]
 
 
-def outcomes_text(rows: Iterable[Row]) -> str:
-    """Return the outcomes of some trials as one phrase."""
+def outcomes_text(view: View, rows: Sequence[Row]) -> str:
+    """Return the outcomes of some trials as one phrase, and what the task raised.
+
+    Args:
+        view: The study; its other trials show whether a value of a setting is what they share.
+        rows: Trials of it.
+    """
     parts = [
         f"{n:,} {OUTCOME_WORDS[outcome]}"
-        if outcome != Outcome.USER_ERROR or n == 1
-        else f"{n:,} errors in the task"
+        if outcome != Outcome.USER_ERROR
+        else _errors_text(view, [row for row in rows if row["outcome"] == outcome])
         for outcome, n in outcome_counts(rows)
     ]
     return ", ".join(parts) if parts else "no trial ended"
+
+
+def _errors_text(view: View, failed: Sequence[Row]) -> str:
+    """Count errors of the task, with the most frequent reason and what they have in common."""
+    said = count(len(failed), "error in the task", "errors in the task")
+    reasons = Counter(row["reason"] or row["error_type"] or "" for row in failed)
+    reason, times = min(reasons.items(), key=lambda item: (-item[1], item[0]))
+    whose = "" if times == len(failed) else f"{times:,} of them "
+    notes = [f"{whose}{_shortened(reason)}" if reason else "", _shared_value(view)]
+    found = "; ".join(note for note in notes if note)
+    return f"{said} ({found})" if found else said
+
+
+def _shared_value(view: View) -> str:
+    """Name the one value of a setting with which every trial failed in the task, and no other.
+
+    Trials that a machine lost never came so far. One configuration shares all its values, so it
+    takes two; and where two settings tell the failures apart, nobody knows which one it was.
+    """
+    failed = [row for row in view.trials if row["outcome"] == Outcome.USER_ERROR]
+    if len({row["config_id"] for row in failed}) < 2:  # noqa: PLR2004 - see above
+        return ""
+    sound = [row for row in view.trials if Outcome(row["outcome"]).is_result]
+    found = []
+    for name in view.report.varying:
+        value = failed[0].get(name)
+        is_shared = all(row.get(name) == value for row in failed)
+        if is_shared and sound and all(row.get(name) != value for row in sound):
+            found.append((name, value))
+    # A setting that is null because of another one tells nothing that this other does not.
+    if len(found) > 1:
+        found = [(name, value) for name, value in found if value is not None]
+    if len(found) != 1:
+        return ""
+    name, value = found[0]
+    return f"each with {plain(name)}={_shortened(setting_value(value))}"
+
+
+def _shortened(text: str) -> str:
+    shown = plain(text)
+    return shown if len(shown) <= _LONGEST_REASON else f"{shown[: _LONGEST_REASON - 3]}..."
 
 
 def next_step(view: View) -> str:
@@ -240,8 +288,19 @@ def next_step(view: View) -> str:
     return next_command(
         view.verdict,
         plain(view.private(view.report.run_directory)),
-        budgets=view.study.search,
+        study=view.study,
+        spent=spent_by(map(_ended, view.trials), has_search=bool(view.report.varying)),
         made_by=plain(view.private(str(known))),
+    )
+
+
+def _ended(row: Row) -> EndedTrial:
+    steps = row["control_num_steps"] if row["is_control"] else row["num_steps"]
+    return EndedTrial(
+        stage=row["stage"],
+        num_steps=steps or 0,
+        started_at=row["started_at"] or "",
+        wall_s=row["wall_s"] or 0.0,
     )
 
 

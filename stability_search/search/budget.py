@@ -13,20 +13,17 @@ class Budget:
 
     Args:
         study: Its `search.time_budget_s` and `search.step_budget` are used.
-        num_slots: Trials at once; how long future trials take is estimated with it.
         clock: Seconds from a fixed start.
-        history: Finished trials. The time of those of earlier runs counts.
+        history: Finished trials. The time during which those of earlier runs ran counts.
     """
 
-    def __init__(
-        self, study: StudySettings, *, num_slots: int, clock: Clock, history: History
-    ) -> None:
+    def __init__(self, study: StudySettings, *, clock: Clock, history: History) -> None:
         self._study = study
-        self._num_slots = num_slots
         self._clock = clock
         self._started = clock()
         self._history = history
-        self._spent_before_s = history.wall_s / num_slots
+        is_timed = study.search.time_budget_s is not None
+        self._spent_before_s = history.busy_s() if is_timed else 0.0
 
     def is_half_spent(self, *, num_planned_steps: int) -> bool:
         """Return True once the search must leave the rest to confirm.
@@ -48,8 +45,9 @@ class Budget:
             return False
         if search.time_budget_s is None:
             return True
-        per_step_s = self._history.wall_s / spent if spent else 0.0
-        return self._spent_s() + wanted * per_step_s / self._num_slots <= search.time_budget_s
+        # As many at once as there were so far: a cluster may have grown meanwhile, or shrunk.
+        per_step_s = self._spent_s() / spent if spent else 0.0
+        return self._spent_s() + wanted * per_step_s <= search.time_budget_s
 
     def _spent_s(self) -> float:
         return self._spent_before_s + self._clock() - self._started

@@ -140,13 +140,13 @@ def unfinished(  # noqa: PLR0913 - what is known of a study that has no end
     if exit_code == UserCodeError.exit_code:
         how = "Mend the task and start a new study with `run`"
         return Verdict(kind=VerdictKind.INCOMPLETE, exit_code=exit_code, reason=f"{reason} {how}.")
-    plan = StudyPlan(space, device="cpu", num_slots=1, rows=rows)
+    plan = StudyPlan(space, device="cpu", rows=rows)
     done = sum(row.stage is Stage.SEARCH and row.summary.outcome.is_result for row in rows)
     run = shlex.quote(str(path))
     status = f"`stability-search status {run}`"
     where = f"the {plan.stage.value} stage"
     if space.has_space:
-        where += f" with {done} of {plan.num_planned(Stage.SEARCH)} search trials"
+        where += f" with results of {done} of {plan.num_planned(Stage.SEARCH)} search trials"
     return Verdict(
         kind=VerdictKind.INCOMPLETE,
         exit_code=exit_code,

@@ -299,20 +299,23 @@ class Cluster:
         return left_to_trials(living_nodes(), here, os.environ)
 
 
-def worker_settings(machine: Machine, folder: Path, cargo: Cargo | None = None) -> WorkerSettings:
+def worker_settings(
+    machine: Machine, folder: Path, cargo: Cargo | None = None, *, num_at_once: int | None = None
+) -> WorkerSettings:
     """Return what every worker is told.
 
     Args:
         machine: What a trial occupies and how many run at once.
         folder: Where relative paths of the task start from.
         cargo: The task's files where they came to the node with the worker.
+        num_at_once: How many workers report; None for one on each slot.
     """
     share = machine.gpu_per_trial
     return WorkerSettings(
         folder=str(folder),
         import_path=str(Path.cwd()),
         num_threads=max(1, int(machine.cpu_per_trial)),
-        report_s=max(REPORT_S, machine.num_slots / MAX_REPORTS_PER_S),
+        report_s=max(REPORT_S, (num_at_once or machine.num_slots) / MAX_REPORTS_PER_S),
         gpu_memory_fraction=share if 0 < share < 1 else None,
         cargo=cargo.name if cargo else "",
         cargo_from=cargo.folder if cargo else "",
@@ -329,6 +332,7 @@ def drive(  # noqa: PLR0913 - where, with what, and for whom
     early: EarlyWorkers | None = None,
     facts_of: Callable[[str], NodeFacts | None] = facts_of_this_machine,
     inspector: Inspector | None = None,
+    num_ahead: int | None = None,
 ) -> None:
     """Run trials until the source is over.
 
@@ -342,6 +346,8 @@ def drive(  # noqa: PLR0913 - where, with what, and for whom
         facts_of: Says what a node is like, by Ray's id of it; None where nobody knows.
         inspector: Asks nodes that join later what they are like; None where all trials run on
             this machine.
+        num_ahead: Workers that start at once, >= 1, where there are so many slots; None for one
+            on each slot.
 
     Raises:
         Interrupted: A signal arrived.
@@ -355,8 +361,9 @@ def drive(  # noqa: PLR0913 - where, with what, and for whom
         if not desk.must_leave:
             cluster.wait(signals)
             signals.install()  # Ray takes SIGTERM
-            settings = worker_settings(machine, folder, cluster.cargo)
-            _tune(desk, cluster, machine, settings, signals, early, inspector)
+            num_ahead = min(machine.num_slots, num_ahead or machine.num_slots)
+            settings = worker_settings(machine, folder, cluster.cargo, num_at_once=num_ahead)
+            _tune(desk, cluster, machine, settings, signals, early, inspector, num_ahead)
     finally:
         desk.kill_running()  # a stopped process would never hear that the driver has gone
         if early is not None:
@@ -387,6 +394,7 @@ def _tune(  # noqa: PLR0913, PLR0917 - as `drive`
     signals: Signals,
     early: EarlyWorkers | None,
     inspector: Inspector | None,
+    num_ahead: int,
 ) -> None:
     from ray import tune
 
@@ -400,6 +408,7 @@ def _tune(  # noqa: PLR0913, PLR0917 - as `drive`
         desk,
         signals,
         num_slots=machine.num_slots,
+        num_ahead=num_ahead,
         early=early,
         quarantine=Quarantine(machine),
         inspector=inspector,

@@ -32,6 +32,7 @@ from stability_search.search.shipping import Cargo, pack
 from stability_search.search.timing import Timing, time_steps
 from stability_search.space import Space
 from stability_search.space_directory import default_path
+from stability_search.spending import enough_steps
 from stability_search.task_files import size_of
 from stability_search.yardstick import probe_steps
 
@@ -53,6 +54,8 @@ class Outlook:
         confirm: Bounds of what confirm costs.
         num_trials: Most trials of all stages.
         num_steps: Most optimizer steps of all stages.
+        num_pilot_steps: Those of the pilot among them.
+        enough_steps: A step budget with which the search starts; None where it does as it is.
         needed_bytes: What it would write at most, roughly.
         free_bytes: What is free there.
         shortage: What it would stop with, if that is too little.
@@ -68,6 +71,8 @@ class Outlook:
     confirm: ConfirmCost
     num_trials: int
     num_steps: int
+    num_pilot_steps: int
+    enough_steps: int | None
     needed_bytes: int
     free_bytes: int
     shortage: StoppedEarlyError | None
@@ -111,9 +116,11 @@ def look_ahead(space: Space, *, output: Path | None, address: str | None) -> Out
     is_known = address is None and is_surely_cpu(study.search.resources)
     path = output or default_path(study.name, datetime.now(UTC))
     there = _existing(path)
-    plan = StudyPlan(space, device="cpu", num_slots=1)
+    plan = StudyPlan(space, device="cpu")
     proposals = tuple(space.settings(one) for one in plan.first_proposals(_NUM_SHOWN))
     trials, steps = planned_work(space)
+    rates = space.pilot_learning_rates()
+    pilot_steps = len(rates) * max(study.trial_steps, study.confirm.steps)
     status = os.statvfs(there)
     cargo = Cargo() if address is None else pack(space.task, import_path=Path.cwd())
     cargo.refuse_unsendable()
@@ -124,10 +131,12 @@ def look_ahead(space: Space, *, output: Path | None, address: str | None) -> Out
         first=_first_trial(plan, proposals[0]),
         uploaded={name: size_of(path) for name, path in cargo.files.items()},
         notes=cargo.notes,
-        pilot_rates=tuple(space.pilot_learning_rates()),
+        pilot_rates=rates,
         confirm=describe_cost(space),
         num_trials=trials,
         num_steps=steps,
+        num_pilot_steps=pilot_steps,
+        enough_steps=_enough_steps(space, pilot_steps),
         needed_bytes=run_directory.estimated_bytes(num_trials=trials, num_steps=steps),
         free_bytes=status.f_bavail * status.f_frsize,
         shortage=_shortage(there, trials, steps),
@@ -198,6 +207,14 @@ def _first_trial(plan: StudyPlan, settings: Mapping[str, Json]) -> TrialRequest:
     )
     config_id = space.config_id(settings)
     return replace(pilot, config=config, settings=settings, config_id=config_id)
+
+
+def _enough_steps(space: Space, num_pilot_steps: int) -> int | None:
+    """Return a step budget that the pilot does not use up; None where the given one is."""
+    budget = space.study.search.step_budget
+    if budget is None or not space.has_space or budget > 2 * num_pilot_steps:
+        return None
+    return enough_steps(space.study, num_pilot_steps, has_search=True)
 
 
 def _existing(path: Path) -> Path:

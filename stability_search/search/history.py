@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 
 from stability_search.records.trial import Outcome, Stage, TrialRow
 from stability_search.search.request import MAX_ATTEMPTS
+from stability_search.spending import busy_seconds, ended_trial
 
 
 class History:
@@ -52,6 +53,10 @@ class History:
     def replace_last(self, row: TrialRow) -> None:
         """Put another row of the same attempt in place of the last, once more is known of it."""
         self.rows[-1] = self._last[row.trial_id] = row
+
+    def busy_s(self) -> float:
+        """Return for how many seconds any trial ran; one of unknown start ran alone."""
+        return busy_seconds(map(ended_trial, self.rows))
 
     def num_of(self, stage: Stage) -> int:
         """Return how many attempts of a stage have finished."""

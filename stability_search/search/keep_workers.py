@@ -60,6 +60,9 @@ class KeepWorkers(FIFOScheduler):
         cache: Any = tune_controller._actor_cache  # noqa: SLF001 - as above
         actors = manager._live_actors_to_ray_actors_resources  # noqa: SLF001
         for idle in cache._cached_objects.values():  # noqa: SLF001
+            if tune_controller._pending_trials:  # noqa: SLF001 - as above
+                for tracked in idle:
+                    self._bridge.note_work(actors[tracked][0])
             for tracked in [one for one in idle if self._bridge.may_go(actors[one][0])]:
                 idle.remove(tracked)
                 cache._num_cached_objects -= 1  # noqa: SLF001

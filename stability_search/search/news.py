@@ -1,5 +1,6 @@
 """What a study tells while it runs: an event for everything that happens to it."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stability_search.events import Event, EventName, Listener, message, stamp
+from stability_search.inert import inert
 from stability_search.records.trial import Stage, TrialRow
 from stability_search.records.values import Json
 from stability_search.records.verdict import Verdict
@@ -38,6 +40,12 @@ class News:
             text: What happened.
         """
         self._listener(message(level, text))
+
+    def notice(self, text: str) -> None:
+        """Tell what somebody who watches should know; the log has it, too."""
+        sys.stdout.write(f"{inert(text)}\n")
+        sys.stdout.flush()
+        self.message("info", text)
 
     def study_started(self, directory: Path, machine: Machine, plan: StudyPlan) -> None:
         """Tell what is planned, and what an earlier run has done of it."""

@@ -52,7 +52,6 @@ class StudyPlan:
     Args:
         space: The study's space.
         device: Device of every trial.
-        num_slots: Trials at once; time budgets are estimated with it.
         rows: Trials that finished before, in the order of the ledger.
         clock: Seconds from a fixed start, for time budgets.
     """
@@ -62,7 +61,6 @@ class StudyPlan:
         space: Space,
         *,
         device: Literal["cpu", "cuda"],
-        num_slots: int,
         rows: Iterable[TrialRow] = (),
         clock: Clock = time.monotonic,
     ) -> None:
@@ -71,7 +69,7 @@ class StudyPlan:
         self.verdict: Verdict | None = None
         self._device = device
         self._history = History(rows)
-        self._budget = Budget(self.study, num_slots=num_slots, clock=clock, history=self._history)
+        self._budget = Budget(self.study, clock=clock, history=self._history)
         self._in_flight: dict[str, TrialRequest] = {}
         self._confirmation = Confirmation(space)
         self._sampler = Sampler(space)
@@ -104,6 +102,16 @@ class StudyPlan:
         if stage is Stage.PILOT:
             return len(self.space.pilot_learning_rates())
         return self.study.search.trials if stage is Stage.SEARCH else None
+
+    @property
+    def num_at_once(self) -> int:
+        """How many trials could run at once before there is a result; at least one."""
+        if self.stage is Stage.CONFIRM:
+            need = self._budget_left_no_search() or self._needed()
+            return 1 if isinstance(need, Verdict) else max(1, len(need.trials))
+        num_search = self.study.search.trials if self.space.has_space else 0
+        left = num_search - self._history.num_of(Stage.SEARCH)
+        return max(1, left, len(self._pilot_slots()) if self.stage is Stage.PILOT else 0)
 
     def next_trial(self) -> TrialRequest | None:
         """Return the next trial, now in flight; None where it depends on one that is running.

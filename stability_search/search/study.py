@@ -12,7 +12,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 from stability_search import space as spaces
@@ -57,6 +56,7 @@ from stability_search.search.shipping import Cargo, pack
 from stability_search.search.study_source import StudySource
 from stability_search.space import Space
 from stability_search.space_directory import default_path, refuse_changed_task
+from stability_search.task_module import refuse_missing_module
 
 _EXIT_TERMINATED = 143
 _EXIT_ERRORS_WITH_REPORT = (4, 5, 6, 130, 143)
@@ -124,6 +124,7 @@ def run_study(  # noqa: PLR0913 - what, where, and who hears of it
     """
     if address is not None:
         refuse_unusable(address)
+    refuse_missing_module(space.task)
     path = output or default_path(space.study.name, datetime.now(UTC))
     directory = run_directory.create(
         path,
@@ -183,6 +184,7 @@ def resume_study(  # noqa: PLR0913 - as above
                 hint="Start a new study with `run` for any other change.",
             )
         refuse_changed_task(directory.path, facts)
+        refuse_missing_module(new.task, begun_in=str(facts.get("import_path", "")))
         if new.text != facts["space_text"]:
             write_whole(directory.space, new.text)
             forget_verdict(ledger, {**facts, "space_text": new.text})
@@ -277,6 +279,11 @@ class _Running:
             Cluster(address, cargo) as cluster,
         ):
             signals.last_words = lambda: self._leave_at_once(cluster)
+            if early is None:
+                cluster.wait(signals)
+                signals.install()  # Ray has taken SIGTERM
+            if cargo is not None:
+                watch.enter_context(self._watch_head(cluster))
             machine = self._choose_machine(cluster, address, early, signals)
             source = StudySource(
                 self._space,
@@ -289,7 +296,6 @@ class _Running:
             source.begin()
             inspector = None
             if cargo is not None:
-                watch.enter_context(self._watch_head(cluster, source))
                 inspector = _inspect(cluster, cargo, machine, source.noticed, signals)
             signals.check()
             drive(
@@ -301,6 +307,7 @@ class _Running:
                 early=early,
                 facts_of=inspector.facts_of if inspector else facts_for(self._space.task),
                 inspector=inspector,
+                num_ahead=source.plan.num_at_once if inspector else None,
             )
         if source.plan.verdict is None:
             raise InfrastructureError("ray: it ended before the study did; see run.log.")
@@ -311,14 +318,12 @@ class _Running:
     ) -> Machine:
         if early is not None:
             return choose_machine(self._space, this_machine())
-        cluster.wait(signals)
-        signals.install()  # Ray has taken SIGTERM
         is_joined = address is not None
         if is_joined and self._space.study.search.max_concurrent is not None:
             from stability_search.search.growing import wait_for_room
 
-            told = partial(self._news.message, "info")
-            wait_for_room(room_for_one(self._space), cluster.nodes, told, signals.check)
+            one = room_for_one(self._space)
+            wait_for_room(one, cluster.nodes, self._news.notice, signals.check)
         return choose_machine(self._space, *cluster.nodes(), is_joined=is_joined)
 
     def _leave_at_once(self, cluster: Cluster) -> None:
@@ -327,7 +332,7 @@ class _Running:
         self._news.message("warning", text)
         cluster.remove_folder()
 
-    def _watch_head(self, cluster: Cluster, source: StudySource) -> HeadWatch:
+    def _watch_head(self, cluster: Cluster) -> HeadWatch:
         """Return what ends this process where the cluster's head is gone: Ray lets nobody go."""
 
         def end(text: str) -> None:
@@ -344,7 +349,7 @@ class _Running:
             finally:
                 os._exit(InfrastructureError.exit_code)
 
-        return HeadWatch(cluster.head, say=source.noticed, give_up=end)
+        return HeadWatch(cluster.head, say=self._news.notice, give_up=end)
 
     def _stopped(self, error: StabilitySearchError) -> Verdict:
         level = "info" if isinstance(error, Interrupted) else "error"

@@ -4,14 +4,12 @@ A trial that ended is taken in by the plan at once, so that the next one can be 
 written down by `settle`: the ledger is the only truth.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from stability_search.events import stamp
-from stability_search.inert import inert
 from stability_search.records.trial import Stage, TrialRow, TrialSummary
 from stability_search.search.breakers import Breakers, refuse_settings
 from stability_search.search.environment import Environment
@@ -60,10 +58,7 @@ class StudySource:
         self._machine = machine
         self._environment = Environment(directory, space, command)
         self._news = news
-        num_placed = machine.num_slots - machine.num_unplaced
-        self.plan = StudyPlan(
-            space, device=machine.device, num_slots=num_placed, rows=ledger.rows()
-        )
+        self.plan = StudyPlan(space, device=machine.device, rows=ledger.rows())
         self._breakers = Breakers(self.plan.rows)
         self._stage: Stage | None = None
         self._started: dict[str, _Started] = {}
@@ -121,10 +116,8 @@ class StudySource:
         self._news.node_quarantined(node, reason)
 
     def noticed(self, text: str) -> None:
-        """Pass on what somebody who watches should know; the log has it, too."""
-        sys.stdout.write(f"{inert(text)}\n")
-        sys.stdout.flush()
-        self._news.message("info", text)
+        """Pass on what somebody who watches should know."""
+        self._news.notice(text)
 
     def settle(self) -> None:
         """Write down what has ended: its steps, then the ledger, then the news."""

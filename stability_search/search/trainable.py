@@ -10,6 +10,7 @@ from stability_search.search.worker import Report, ReportKind, Worker, WorkerSet
 
 WARM = "warm"  # kind of the reports of a worker that has no order
 _WARM_S = 0.1  # between the first two of them, then twice as long; the driver ends that
+_LONGEST_WARM_S = 4.0  # a trial that comes then waits for so long
 
 
 class DirtyProcessError(RuntimeError):
@@ -26,7 +27,8 @@ class TrialTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Load torch once, and take the first trial."""
         settings = WorkerSettings(**config["worker"])
-        self._worker, self._longest_pause_s = Worker(settings), settings.report_s
+        self._worker = Worker(settings)
+        self._longest_pause_s = min(settings.report_s, _LONGEST_WARM_S)
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

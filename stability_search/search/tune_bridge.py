@@ -56,6 +56,7 @@ class Bridge(Callback):
         desk: Where trials come from and reports go.
         signals: Taken back from Tune.
         num_slots: Trials at once, of Tune and early ones together.
+        num_ahead: Workers that start before it is known whether there is a trial for each.
         early: Workers that train already; None where there are none.
         quarantine: Holds sick nodes.
         inspector: Asks nodes that join later; None where all workers are on this machine.
@@ -69,6 +70,7 @@ class Bridge(Callback):
         signals: Signals,
         *,
         num_slots: int,
+        num_ahead: int,
         early: EarlyWorkers | None,
         quarantine: Quarantine,
         inspector: Inspector | None,
@@ -82,11 +84,12 @@ class Bridge(Callback):
         self._num_gone = 0
         desk.hold_node = self._hold_node
         desk.this_node_id = ray.get_runtime_context().get_node_id()
-        desk.num_slots = num_slots
+        desk.num_slots = num_ahead
         self._quarantine = quarantine
         self._node_ids: dict[Any, str] = {}  # by actor
         self._signals = signals
         self._num_slots = num_slots
+        self._num_ahead = num_ahead
         self._early = early
         self._running: dict[str, RunningTrial] = {}
         self._nobodys: set[str] = set()
@@ -103,7 +106,7 @@ class Bridge(Callback):
 
     def next_order(self, ray_id: str) -> str | None:
         """Return the next trial as text, empty for one that only warms up; None to wait."""
-        if not self._is_warm and self._num_warmed + len(self._warming) < self._num_slots:
+        if not self._is_warm and self._num_warmed + len(self._warming) < self._num_ahead:
             self._nobodys.add(ray_id)
             self._warming.add(ray_id)
             return ""
@@ -152,7 +155,7 @@ class Bridge(Callback):
         if ray_id in self._warming:
             self._warming.discard(ray_id)
             self._num_warmed += 1
-            if self._num_warmed == self._num_slots:
+            if self._num_warmed == self._num_ahead:
                 self._end_warming()
         # A worker that is being ended for its node's sake has a trial still to be given again.
         return self._is_warm and ray_id not in self._running
@@ -170,9 +173,15 @@ class Bridge(Callback):
 
     def may_go(self, actor: Any) -> bool:  # noqa: ANN401 - Ray's handle has no public type
         """Hear that a worker has nothing to do; return True if it should get no further trial."""
+        if self.is_on_sick_node(actor):
+            return True
         is_over = self._is_idle_too_long(actor)
         self._num_gone += is_over
-        return is_over or self.is_on_sick_node(actor)
+        return is_over
+
+    def note_work(self, actor: Any) -> None:  # noqa: ANN401 - as above
+        """Hear that there may be a trial for an idle worker now."""
+        self._idleness.forget(actor)
 
     def tell_of_the_gone(self) -> None:
         """Say how many workers have been given up because nothing was left for them."""
@@ -238,6 +247,10 @@ class Bridge(Callback):
         self._idleness.forget(actor)
         self._actors[trial.trial_id] = actor
         running.node_id = self._node_id(actor)
+        if self.is_on_sick_node(actor):  # it came by a place that was to be held
+            running.refusal = "its node gets no further trials"
+            ray.kill(actor)
+            return False
         node, pid = self._places.get(actor, (str(trial.node_ip or ""), 0))
         if not self._is_welcome(running, node):
             ray.kill(actor)

@@ -17,6 +17,7 @@ from typing import Any
 from stability_search.errors import UsageError
 from stability_search.neighbours import COPIES
 from stability_search.settings.trial import TaskReference
+from stability_search.task_module import no_module
 from stability_search.tasks.base import REQUIRED_METHODS, Task
 
 _kept: dict[str, Task] = {}  # one slot: reading a task's data once is enough for a whole study
@@ -118,10 +119,7 @@ def _module(reference: TaskReference) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{reference.module}.".startswith(f"{error.name}."):
             raise _import_error(reference, error) from error
-        raise UsageError(
-            f"task: there is no module `{error.name}`.",
-            hint="Install its package, or name a file: ./file.py:Class.",
-        ) from error
+        raise no_module(error.name, reference) from error
     except Exception as error:
         raise _import_error(reference, error) from error
 

@@ -24,6 +24,7 @@ from stability_search.space_directory import (
     task_facts,
     text_beside_task,
 )
+from stability_search.task_module import refuse_missing_module
 from stability_search.training import checkpoint, plans
 from stability_search.training.advice import after_stop, resume_command
 from stability_search.training.changes import allowed_changes
@@ -158,6 +159,7 @@ def go_on(  # noqa: PLR0913 - one argument per option
         checkpoint.remove_unbegun(directory.checkpoints, last_phase=state.phase.number)
         refuse_changed_task(path, state.task)
         space = _present_space(directory, state)
+        refuse_missing_module(space.task, begun_in=str(state.task.get("import_path", "")))
         asked = _Asked(
             overrides=tuple(overrides),
             num_steps=num_steps,

@@ -123,7 +123,7 @@ def simulate(folder: Path, *, trials: int, top: int, slots: int, seed: int) -> C
     """Run a study on a clock of its own."""
     path = folder / "space.yaml"
     path.write_text(SPACE.format(trials=trials, top=top, seed=seed))
-    plan = StudyPlan(spaces.load(path), device="cpu", num_slots=slots)
+    plan = StudyPlan(spaces.load(path), device="cpu")
     jitter = random.Random(seed)  # noqa: S311 - how long trials take, no secret
     running: list[tuple[float, int, TrialRequest, TrialSummary]] = []
     now, busy, number, last = 0.0, 0.0, 0, Stage.PILOT

@@ -42,7 +42,7 @@ def make_run(folder: Path) -> tuple[Path, int]:
     facts = run_directory.study_facts(space)
     directory = run_directory.create(folder / "run", space, facts=facts, environment={})
     ledger = Ledger.create(directory.ledger, facts)
-    plan = StudyPlan(space, device="cpu", num_slots=1)
+    plan = StudyPlan(space, device="cpu")
     rows = run_all(plan)
     for row in rows:
         write_steps(directory.step_file(row.trial_id, row.attempt), encode_steps(()), row)

@@ -74,6 +74,23 @@ def test_line_by_line(
 
 
 @pytest.mark.usefixtures("folder")
+def test_a_step_budget_that_the_pilot_uses_up_is_said_with_one_that_is_enough(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def warnings(budget: int) -> list[str]:
+        words = ("--space", "small", "--set", f"search.step_budget={budget}")
+        lines = lines_of(GOOD, monkeypatch, capfd, *words)
+        return [line for line in lines if line.startswith("warning: ")]
+
+    (warning,) = warnings(420)  # the pilot is 7 trials of 30 steps, the search 2 of 20
+    assert "no search trial can start" in warning
+    assert "it takes 210 steps" in warning
+    assert "search.step_budget=420" in warning
+    assert warning.endswith("; 500 would do")
+    assert warnings(421) == warnings(500) == []
+
+
+@pytest.mark.usefixtures("folder")
 def test_a_file_of_ones_own_is_copied_and_a_cluster_is_not_asked(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

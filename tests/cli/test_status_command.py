@@ -89,6 +89,16 @@ def test_line_by_line(answer: list[RunStatus], capfd: pytest.CaptureFixture[str]
     ]
 
 
+def test_ends_that_no_verdict_counts_are_marked(
+    answer: list[RunStatus], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of 24 finished trials a verdict may count 22: what makes the difference stands here."""
+    answer.append(found(outcomes={"completed": 22, "user_error": 2, "infrastructure": 1}))
+    assert main(["status", "a run"]) == 0
+    said = "outcomes: 22 completed, 2 user_error (no result), 1 infrastructure (no result)"
+    assert said in capfd.readouterr().out.splitlines()
+
+
 @pytest.mark.parametrize(
     ("changes", "first", "last", "code"),
     [

@@ -236,6 +236,19 @@ def test_another_space_or_task_is_another_name_and_a_larger_budget_is_not(
     assert name_of(path) != third
 
 
+def test_what_a_task_imports_from_the_present_folder_is_part_of_its_name(tmp_path: Path) -> None:
+    path = write_space(tmp_path / "configs")
+    path.with_name("mine.py").write_text(f"import near\n{TASK}")
+    (tmp_path / "near.py").write_text("")
+    space = spaces.load(path)
+
+    with_it = make_parcel(space, import_path=tmp_path)
+    without = make_parcel(space, import_path=tmp_path / "configs")
+    assert run_name(space, with_it) != run_name(space, without)
+    (note,) = without.notes
+    assert "imported, but found neither beside it" in note
+
+
 @pytest.mark.parametrize("own", ["my study", "\u00fcber", "a" * 100, "_x.", "\u6c49\u5b57"])
 def test_any_name_of_a_study_becomes_one_that_commands_take(tmp_path: Path, own: str) -> None:
     path = write_space(tmp_path)

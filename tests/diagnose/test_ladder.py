@@ -254,6 +254,26 @@ def test_one_error_among_three_is_told_and_not_counted_as_held(
     assert "One seed ended in the task: KeyError: x" in verdict.notes
 
 
+@pytest.mark.parametrize(
+    ("stuck_seeds", "words", "asks"),
+    [
+        ({12}, "on 1 of 3 seeds it learned nothing beyond a constant", "what differs between"),
+        ({10, 12}, "on 2 of 3 seeds it learned nothing beyond a constant", "what differs between"),
+        (set(SEEDS), "on 3 of 3 seeds it learned nothing beyond a constant", "can be told from"),
+    ],
+)
+def test_a_note_on_what_was_not_learned_counts_the_seeds_it_is_true_of(
+    monkeypatch: pytest.MonkeyPatch, stuck_seeds: set[int], words: str, asks: str
+) -> None:
+    ladder, cause = climb(
+        monkeypatch, lambda c: stuck() if c.seed in stuck_seeds else holds(level=1.0)
+    )
+    assert cause is Cause.HEALTHY
+    [note] = [one for one in conclude(ladder, cause, None, None).notes if "learned nothing" in one]
+    assert words in note
+    assert asks in note
+
+
 def test_a_rung_that_names_no_cause_does_not_keep_the_rate_from_being_lowered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -48,6 +48,29 @@ def test_a_schedule_over_two_horizons_is_warned_of(steps: int, *, is_said: bool)
     assert not any("schedule depends" in one for one in warnings(View(report)))
 
 
+@pytest.mark.parametrize(
+    ("interval", "words"), [(5000, "lies beyond the trials"), (7, "is below")]
+)
+def test_the_growth_of_a_loss_scale_matters_to_a_verdict_in_fp16_alone(
+    interval: int, words: str
+) -> None:
+    report = report_of(stable_study())
+
+    def is_said(precision: str) -> bool:
+        tables = report.tables
+        chosen = tables.configurations["config_id"] == report.verdict.choice
+        changed = tables.configurations["precision"].mask(chosen, precision)
+        found = replace(
+            tables,
+            trials=tables.trials.assign(growth_interval=interval),
+            configurations=tables.configurations.assign(precision=changed),
+        )
+        said = warnings(View(replace(report, tables=found)))
+        return any(one.startswith("growth_interval ") and words in one for one in said)
+
+    assert [is_said(name) for name in ("fp32", "bf16", "fp16")] == [False, False, True]
+
+
 def test_where_every_trial_broke_the_lowest_learning_rate_is_the_one_to_go_below() -> None:
     """Also where nothing is called the closest, because there was no signal to rank by."""
     case = stable_study()

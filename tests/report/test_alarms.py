@@ -12,7 +12,7 @@ from stability_search.report.context import View
 from stability_search.settings.alarms import AlarmSettings
 from stability_search.tally import Tally
 from tests.report.study_reports import report_of
-from tests.study_rows import StudyCase, interrupted_study, stable_study
+from tests.study_rows import StudyCase, hopeless_study, interrupted_study, stable_study
 from tests.test_alarms import FP16, OVERFLOW, steps
 
 QUIET = AlarmSettings(
@@ -80,7 +80,7 @@ def said(
             "reached 500 (alarm at 100): only the cap keeps",
         ),
         ("grad_norm", 80.0, 50.0, "reached 80 before clipping (alarm at 50)."),
-        ("grad_norm_advise", 120.0, 100.0, "(alarm at 100): a tenth of its learning rate"),
+        ("grad_norm_advise", 120.0, 100.0, "reached 120 before clipping (alarm at 100)."),
         ("update_ratio", 0.02, 0.01, "typical update was 0.02 of its weights in size (alarm at"),
         ("grad_rms_over_eps", 3.0, 10.0, "was 3 times Adam's eps (alarm below 10): eps shrinks"),
     ],
@@ -95,6 +95,33 @@ def test_an_indicator_beyond_its_threshold_is_told_and_one_below_is_not(
     assert words in sentences[0]
     assert said(QUIET, **measured) == []
     assert said(replace(QUIET, **{name: limit}), **CALM) == []
+
+
+def test_beside_a_choice_an_alarm_says_that_the_choice_stands() -> None:
+    """A verdict that names the settings and a sentence that doubts one must not stand alone."""
+    measured = {**CALM, "clip_frac": 1.0, "grad_norm_max": 120.0}
+    thresholds = replace(QUIET, clip_frac=0.5, grad_norm_advise=100.0)
+    clipped, norm = said(thresholds, **measured)
+    assert "all of them on its worst seed" in clipped
+    assert "clip_norm, not the gradient, sets the size of a step" in clipped
+    assert "The choice stands, for learning_rate and clip_norm together" in clipped
+    assert clipped.endswith("run best.yaml with twice its clip_norm.")
+    assert norm == (
+        "The choice's gradient norm reached 120 before clipping (alarm at 100). The choice "
+        "stands: its seeds held with such gradients. Only if a longer training breaks, go on with "
+        "a tenth of its learning rate."
+    )
+
+
+def test_beside_what_merely_came_closest_a_tenth_of_the_rate_is_advised() -> None:
+    case = hopeless_study()
+    measured = {"clip_frac": 1.0, "grad_norm_max": 120.0}
+    rows = tuple(replace(r, summary=replace(r.summary, **measured)) for r in case.rows)
+    study = replace(case.study, alarms=replace(QUIET, clip_frac=0.5, grad_norm_advise=100.0))
+    found = alarm_sentences(View(report_of(replace(case, rows=rows, study=study))))
+    assert any("(alarm at 100): a tenth of its learning rate is advised." in one for one in found)
+    assert any("sets the size of a step" in one for one in found)
+    assert not any("stands" in one for one in found)
 
 
 def test_what_was_not_measured_raises_no_alarm() -> None:

@@ -182,7 +182,7 @@ def test_too_little_is_not_estimated(num_stable: int, count: int, is_enough: boo
 def test_the_part_says_what_it_left_out_and_what_a_number_is() -> None:
     view = View(report_of(stable_study()))
     figure = effects.build(view).figures[0]
-    assert "1 error in the task, 1 lost to a machine" in figure.note
+    assert "Left out: 1 error in the task (user error), 1 lost to a machine." in figure.note
     assert view.outcomes[Outcome.USER_ERROR] == 1
     assert "95 % intervals" in figure.note
     assert "goes with the largest clear difference" in figure.finding

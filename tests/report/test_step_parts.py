@@ -183,8 +183,12 @@ def test_clipping_warns_above_half(share: float, is_warned: bool) -> None:
         clipped = None if row.settings["clip_norm"] is None else share
         return replace(row, summary=replace(row.summary, clip_frac=clipped))
 
-    finding = gradients.build(view_of(stable_study(), change)).figures[0].finding
-    assert ("lower the learning rate" in finding) is is_warned
+    chosen = gradients.build(view_of(stable_study(), change)).figures[0].finding
+    assert ("a hidden cut of the learning rate" in chosen) is is_warned
+    assert ("The choice stands as it was confirmed." in chosen) is is_warned
+    assert "Lower the learning rate" not in chosen  # the verdict says: train with it
+    without = gradients.build(view_of(hopeless_study(), change)).figures[0].finding
+    assert ("Lower the learning rate" in without) is is_warned
 
 
 def test_a_study_that_never_clips_says_so() -> None:

@@ -64,6 +64,15 @@ def test_the_card_of_a_choice_says_what_broke_the_others_and_how_today_s_did() -
     assert "seeds stable over 400 steps" in card.today
 
 
+def test_the_chips_show_what_was_searched_and_chosen_to_be_off() -> None:
+    view = stable_view()
+    chips = dict(verdict_card.build(view).settings)
+    assert chips["precision"] == "bf16"
+    assert chips["clip_norm"] == "1"
+    assert chips["attention_clamp"] == "null"  # a choice like any other
+    assert "init_scale" not in chips  # bf16 has no loss scale
+
+
 @pytest.mark.parametrize(
     ("make", "title"),
     [(hopeless_study, "What broke the others"), (interrupted_study, "What broke the trials"),

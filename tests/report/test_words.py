@@ -7,10 +7,11 @@ import pytest
 
 from stability_search.errors import StoppedEarlyError, UserCodeError
 from stability_search.inert import plain
-from stability_search.records.trial import Outcome, Stage
+from stability_search.records.trial import Outcome, Stage, TrialRow
 from stability_search.records.verdict import ChoiceReason, Verdict, VerdictKind
 from stability_search.report import render_markdown, verdict_lines
 from stability_search.report.context import View
+from stability_search.report.parts import effects, outcomes, verdict_card
 from stability_search.report.wording import (
     bad_steps_text,
     choice_details,
@@ -341,10 +342,92 @@ def test_after_an_error_of_the_task_the_own_files_are_run_again() -> None:
         assert said == f"{again}  # mend the task first"
 
 
-def test_trials_that_failed_in_the_task_are_counted_as_errors() -> None:
-    rows = [{"outcome": Outcome.USER_ERROR}] * 5
-    assert outcomes_text(rows) == "5 errors in the task"
-    assert outcomes_text(rows[:1]) == "1 error in the task"
+def failing(*reasons: str, where: Callable[[TrialRow], bool] | None = None) -> View:
+    """Return a study whose task raised this, in the first search trials or where it is said.
+
+    No other trial failed in its task or was lost to a machine.
+    """
+    found = stable_study()
+    left = list(reasons)
+    rows = []
+    for row in found.rows:
+        is_result = row.summary.outcome.is_result
+        summary = row.summary if is_result else replace(row.summary, outcome=Outcome.PRUNED)
+        if left and row.stage is Stage.SEARCH and (where is None or where(row)):
+            summary = replace(summary, outcome=Outcome.USER_ERROR, reason=left.pop(0))
+        rows.append(replace(row, summary=summary))
+    return View(report_of(replace(found, rows=tuple(rows))))
+
+
+def errors_told(view: View) -> str:
+    failed = [row for row in view.trials if row["outcome"] == Outcome.USER_ERROR]
+    return outcomes_text(view, failed)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "told"),
+    [
+        (("KeyError: 'x'",), "1 error in the task (KeyError: 'x')"),
+        (("KeyError: 'x'",) * 5, "5 errors in the task (KeyError: 'x')"),
+        (
+            ("IndexError: 7", "KeyError: 'x'", "KeyError: 'x'"),
+            "3 errors in the task (2 of them KeyError: 'x')",
+        ),
+        (
+            ("E: \x1b[31m" + "long " * 100,),
+            f"1 error in the task (E: \\x1b[31m{'long ' * 13}l...)",
+        ),
+    ],
+)
+def test_errors_of_the_task_are_counted_with_the_most_frequent_reason(
+    reasons: tuple[str, ...], told: str
+) -> None:
+    assert errors_told(failing(*reasons)) == told
+
+
+def test_every_form_of_the_report_tells_what_the_task_raised() -> None:
+    """Where nothing but the count stands, a reader looks for a fault of the search."""
+    view = failing("KeyError: 'x'", "KeyError: 'x'")
+    told = "2 errors in the task (KeyError: 'x')"
+    assert any(told in line for line in verdict_lines(view.report))
+    assert told in render_markdown(view.report)
+    assert told in " ".join(verdict_card.build(view).broke)
+    assert told in outcomes.build(view).figures[0].finding
+    assert told in effects.build(view).figures[0].note
+
+
+def is_capped(row: TrialRow) -> bool:
+    return row.settings["attention_logit_cap"] is not None
+
+
+def test_the_one_value_that_every_failing_trial_had_and_no_other_is_named() -> None:
+    case = stable_study()
+    num = sum(is_capped(row) for row in case.rows if row.stage is Stage.SEARCH)
+    view = failing(*["KeyError: 'x'"] * num, where=is_capped)
+    assert errors_told(view).endswith("in the task (KeyError: 'x')")  # confirm held with it
+    alone = [
+        row for row in view.trials if row["stage"] == "search" or not row["attention_logit_cap"]
+    ]
+    view.trials = alone
+    assert errors_told(view).endswith("(KeyError: 'x'; each with attention_logit_cap=30)")
+    for row in alone:  # as well told apart by another setting: nobody knows which one it was
+        row["attention_clamp"] = 10.0 if row["attention_logit_cap"] else None
+    assert errors_told(view).endswith("in the task (KeyError: 'x')")
+    for row in alone:  # null there because of the other one: it tells nothing more
+        row["attention_clamp"] = None if row["attention_logit_cap"] else 10.0
+    assert errors_told(view).endswith("; each with attention_logit_cap=30)")
+
+
+def test_one_failing_configuration_blames_none_of_its_settings() -> None:
+    view = failing("KeyError: 'x'", "KeyError: 'x'")
+    ids = {row["config_id"] for row in view.trials if row["outcome"] == Outcome.USER_ERROR}
+    for row in view.trials:
+        row["init_scale"] = 1 if row["config_id"] in ids else 2
+    assert errors_told(view).endswith("; each with init_scale=1)")
+    for row in view.trials:
+        if row["config_id"] in ids:
+            row["config_id"] = "the same"
+    assert errors_told(view).endswith("in the task (KeyError: 'x')")
 
 
 def test_a_verdict_about_nothing_still_has_words() -> None:

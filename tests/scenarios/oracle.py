@@ -134,7 +134,7 @@ def stated_margin(case: Case, folder: Path) -> tuple[int, bool]:
         )
     )
     space = spaces.load(path)
-    plan = StudyPlan(space, device="cpu", num_slots=1)
+    plan = StudyPlan(space, device="cpu")
     rows = run_all(plan, train)
     last = next(row for row in reversed(rows) if row.stage is Stage.CONFIRM)
     standings = configuration_standings(rows, study=space.study, yardstick=plan.measure_of(last))

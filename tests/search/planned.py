@@ -12,7 +12,7 @@ from tests.search.inline_study import pretend, write_space
 
 
 def plan_of(space: Space, rows: tuple[TrialRow, ...] = (), **kwargs: object) -> StudyPlan:
-    return StudyPlan(space, device="cpu", num_slots=1, rows=rows, **kwargs)  # type: ignore[arg-type]
+    return StudyPlan(space, device="cpu", rows=rows, **kwargs)  # type: ignore[arg-type]
 
 
 def load(folder: Path, *overrides: str, sampler: str = "tpe") -> Space:

@@ -38,7 +38,7 @@ def finished_run(folder: Path, *overrides: str, file: Path | None = None) -> Pat
         folder / "out", space, facts=run_directory.study_facts(space), environment={}
     )
     ledger = Ledger.create(directory.ledger, run_directory.study_facts(space))
-    plan = StudyPlan(space, device="cpu", num_slots=1)
+    plan = StudyPlan(space, device="cpu")
     for row in run_all(plan):
         ledger.add(row, *parameters_of(space, row))
     assert plan.verdict is not None

@@ -425,7 +425,7 @@ def test_no_trial_is_running_in_the_ledger_while_trials_of_tpe_are_in_flight(
     path = tmp_path / "new.db"
     space = spaces.load(write_space(tmp_path, sampler="tpe"), ["search.trials=14"])
     ledger = Ledger.create(path, FACTS)
-    plan = StudyPlan(space, device="cpu", num_slots=3)
+    plan = StudyPlan(space, device="cpu")
     states: list[set[str]] = []
 
     def look(request: TrialRequest) -> TrialSummary:

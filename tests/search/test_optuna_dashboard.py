@@ -37,7 +37,7 @@ def _study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[TrialRo
     folder = tmp_path_factory.mktemp("dashboard")
     text = SPACE.replace("trials: 6", f"trials: {NUM_TRIALS}")
     space = spaces.load(write_space(folder, sampler="random", text=text))
-    rows = run_all(StudyPlan(space, device="cpu", num_slots=1), first_is_lost)
+    rows = run_all(StudyPlan(space, device="cpu"), first_is_lost)
     path = folder / "study.db"
     ledger = Ledger.create(path, {"name": "tiny"})
     for row in rows:

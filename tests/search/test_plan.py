@@ -257,6 +257,20 @@ def test_a_time_budget_is_counted_by_the_clock(tmp_path: Path) -> None:
     assert now <= 20
 
 
+@pytest.mark.parametrize(
+    ("finished", "expected"), [(0, 7), (3, 7), (7, 6), (9, 4), (12, 1), (13, 4)]
+)
+def test_as_many_trials_as_the_next_stage_has_could_run_at_once(
+    tmp_path: Path, finished: int, expected: int
+) -> None:
+    plan = plan_of(load(tmp_path))
+    for _ in range(finished):
+        request = plan.next_trial()
+        assert request is not None
+        plan.finish(request, pretend(request), started_at="", node="")
+    assert plan.num_at_once == expected
+
+
 def test_a_second_pilot_puts_every_stabiliser_at_its_smallest_number(tmp_path: Path) -> None:
     def fail_at_first(request: TrialRequest) -> TrialSummary:
         is_first_sweep = request.stage is Stage.PILOT and request.index < 7

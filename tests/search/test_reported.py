@@ -38,7 +38,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Space, list[TrialRo
     """Return a space and the rows of its study, of which the pilot learned nothing to last."""
     small = ("search.trials=3",)
     space = spaces.load(write_space(tmp_path_factory.mktemp("news"), sampler="random"), small)
-    return space, run_all(StudyPlan(space, device="cpu", num_slots=1), forgetful)
+    return space, run_all(StudyPlan(space, device="cpu"), forgetful)
 
 
 @pytest.mark.parametrize("order", ["as they ended", "shuffled"])
@@ -58,7 +58,7 @@ def test_after_every_trial_they_are_those_of_a_report(
 
 def test_the_first_trials_that_learn_at_all_are_not_told_as_q_0(tmp_path: Path) -> None:
     space = spaces.load(write_space(tmp_path, sampler="random"), ("search.trials=3",))
-    plan = StudyPlan(space, device="cpu", num_slots=1)
+    plan = StudyPlan(space, device="cpu")
     by_pilot, news = GrowingYardstick(30), []
     while (request := plan.next_trial()) is not None:
         row = plan.finish(request, forgetful(request), started_at="", node="")

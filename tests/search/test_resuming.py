@@ -66,7 +66,7 @@ class Run:
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...] = ()
     ) -> None:
         self.path, self.heard = folder / "out", list[Event]()
-        self._space = spaces.load(write_space(folder), (*SMALL, *overrides))
+        self.space = spaces.load(write_space(folder), (*SMALL, *overrides))
         self._patch = monkeypatch
         monkeypatch.setattr(study, "Cluster", NoCluster)
         monkeypatch.setattr(study, "is_surely_cpu", lambda _: False)  # no early workers
@@ -85,7 +85,7 @@ class Run:
         ended = (
             study.resume_study(self.path, overrides, **rest)
             if self.path.exists()
-            else study.run_study(self._space, output=self.path, **rest)
+            else study.run_study(self.space, output=self.path, **rest)
         )
         return ended.verdict.exit_code
 
@@ -111,6 +111,32 @@ def test_a_task_that_cannot_be_imported_any_more_writes_nothing(run: Run) -> Non
     assert run.go(pretend, gone) == stopped
     new = run.rows()[len(before) :]
     assert [row.summary.outcome is Outcome.USER_ERROR for row in new] == [False, True]
+
+
+def test_a_finished_study_stays_so_where_its_module_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)  # it holds `tiny_task`
+    run = Run(tmp_path, monkeypatch, ("task=tiny_task:Tiny",))
+    assert run.go(*[pretend] * 99) == 0
+    files = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    more = ("confirm.seeds=3",)
+
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    rule = rf"no module `tiny_task`\. Call this from {tmp_path}, which holds `tiny_task`"
+    with pytest.raises(UsageError, match=rule):
+        run.go(*[pretend] * 99, overrides=more)
+    assert study.known_verdict(Ledger(run.path / "study.db")) is not None
+    assert {path: path.read_bytes() for path in files} == files
+    with pytest.raises(UsageError, match=rule):
+        study.run(run.space, output=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+    monkeypatch.chdir(tmp_path)  # the twin
+    before = len(run.rows())
+    assert run.go(*[pretend] * 99, overrides=more) == 0
+    assert len(run.rows()) > before
 
 
 def test_a_task_that_failed_early_stops_a_resume_after_its_first_trial(run: Run) -> None:

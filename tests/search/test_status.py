@@ -36,7 +36,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     facts = run_directory.study_facts(space)
     directory = run_directory.create(folder / "out", space, facts=facts, environment={})
     ledger = Ledger.create(directory.ledger, facts)
-    plan = StudyPlan(space, device="cpu", num_slots=1)
+    plan = StudyPlan(space, device="cpu")
     for second, row in enumerate(run_all(plan)):
         ledger.add(
             _started(row, NOW - timedelta(seconds=100 - second)), *parameters_of(space, row)

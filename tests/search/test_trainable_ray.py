@@ -1,12 +1,13 @@
 """What a worker of Tune reports: with an order of Tune's, and with what it is offered."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from stability_search.search import trainable
 from stability_search.search.trainable import WARM, DirtyProcessError, TrialTrainable
-from stability_search.search.worker import Report, ReportKind
+from stability_search.search.worker import Report, ReportKind, WorkerSettings
 
 pytestmark = pytest.mark.ray
 
@@ -63,6 +64,19 @@ def test_what_is_offered_runs_and_then_it_waits_again(slept: list[float]) -> Non
     assert [one.step()["done"] for _ in range(2)] == [False, True]
     assert worker.taken == ["a", "b", "c"]
     assert slept == [0.0, 0.1, 0.2, 0.0]  # after a trial it says at once that it is free
+
+
+@pytest.mark.parametrize(("report_s", "longest_s"), [(1.0, 1.0), (40.0, 4.0)])
+def test_however_seldom_many_workers_report_one_that_waits_looks_often(
+    report_s: float, longest_s: float, slept: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainable, "Worker", lambda _settings: Worker())
+    settings = WorkerSettings(folder="", import_path="", num_threads=1, report_s=report_s)
+    one = TrialTrainable.__new__(TrialTrainable)
+    one.setup({"worker": asdict(settings), "order": ""})
+    for _ in range(20):
+        one.step()
+    assert max(slept) == longest_s
 
 
 def test_a_dirty_process_gives_itself_up_after_a_trial_that_was_offered() -> None:

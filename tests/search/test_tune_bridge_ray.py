@@ -43,10 +43,14 @@ class Tune:
         )
         waiting: Any = None
         self.bridge = Bridge(
-            self.desk, Signals(), num_slots=1, early=None, quarantine=quarantine,
+            self.desk, Signals(), num_slots=1, num_ahead=1, early=None, quarantine=quarantine,
             inspector=None, waiting=waiting, idleness=Idleness(60.0, lambda: self.now_s),
         )  # fmt: skip
         self._num_trials = 0
+
+    def give_slots(self, count: int) -> None:
+        """Be a study of so many slots, with a worker that starts ahead for each."""
+        self.bridge._num_slots = self.bridge._num_ahead = count  # noqa: SLF001 - not said twice
 
     def trial(self, actor: Any) -> Any:  # noqa: ANN401 - Tune's
         """Ask for an order, as for a trial that an actor will get."""
@@ -157,7 +161,7 @@ class Actor:
 
 
 def test_a_worker_that_is_ready_before_others_takes_trials_until_all_are(tune: Tune) -> None:
-    tune.bridge._num_slots = 2  # noqa: SLF001 - the second worker takes its time
+    tune.give_slots(2)  # the second worker takes its time
     actor, ended = Actor(), (json.dumps(FINE.to_json()), b"")
     first, second = tune.trial(actor), tune.trial("slow")
     assert tune.order == ""
@@ -179,7 +183,7 @@ def test_a_worker_that_is_ready_before_others_takes_trials_until_all_are(tune: T
 
 
 def test_a_trial_that_was_offered_is_lost_with_its_worker_or_given_again(tune: Tune) -> None:
-    tune.bridge._num_slots = 3  # noqa: SLF001 - the third worker takes its time
+    tune.give_slots(3)  # the third worker takes its time
     begun, unbegun = tune.trial(Actor()), tune.trial(Actor())
     for trial in (begun, unbegun):
         tune.report(trial, WARM)
@@ -191,7 +195,7 @@ def test_a_trial_that_was_offered_is_lost_with_its_worker_or_given_again(tune: T
 
 
 def test_one_that_replaces_a_lost_worker_waits_behind_nobody(tune: Tune) -> None:
-    tune.bridge._num_slots = 3  # noqa: SLF001 - for the third worker no node has room
+    tune.give_slots(3)  # for the third worker no node has room
     busy, loading = tune.trial(Actor()), tune.trial("b")
     tune.trial("c")
     assert tune.order == ""
@@ -208,7 +212,7 @@ def test_one_that_replaces_a_lost_worker_waits_behind_nobody(tune: Tune) -> None
 def test_a_trial_that_was_refused_is_given_again_although_all_are_ready_by_then(
     tune: Tune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tune.bridge._num_slots = 2  # noqa: SLF001 - the second worker takes its time
+    tune.give_slots(2)  # the second worker takes its time
     inspector: Any = SimpleNamespace(problem_of=lambda _node_id, _look: "torch 2.0 there")
     tune.bridge._inspector = inspector  # noqa: SLF001 - a node that joined later
     monkeypatch.setattr(ray, "kill", lambda _actor: None)
@@ -221,7 +225,7 @@ def test_a_trial_that_was_refused_is_given_again_although_all_are_ready_by_then(
 
 
 def test_a_worker_on_a_sick_node_is_offered_nothing(tune: Tune) -> None:
-    tune.bridge._num_slots = 2  # noqa: SLF001 - the second worker takes its time
+    tune.give_slots(2)  # the second worker takes its time
     quarantine: Any = tune.bridge._quarantine  # noqa: SLF001 - as the fixture made it
     quarantine.is_held = {"there": True}.__getitem__
     actor = Actor()
@@ -229,10 +233,25 @@ def test_a_worker_on_a_sick_node_is_offered_nothing(tune: Tune) -> None:
     assert actor.offered == []
 
 
+def test_a_worker_that_came_by_a_place_on_a_sick_node_gets_no_trial(
+    tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune.warm_up("a")
+    quarantine: Any = tune.bridge._quarantine  # noqa: SLF001 - as the fixture made it
+    quarantine.is_held = {"there": True}.__getitem__
+    killed = list[object]()
+    monkeypatch.setattr(ray, "kill", killed.append)
+    trial = tune.start("b")
+    tune.report(trial, ReportKind.STARTED)  # it was on its way
+    tune.lose(trial)
+    assert killed == ["b"]
+    assert tune.given_next == ("search-0001", 0)
+
+
 def test_a_worker_on_a_node_that_differs_is_offered_nothing(
     tune: Tune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tune.bridge._num_slots = 2  # noqa: SLF001 - the second worker takes its time
+    tune.give_slots(2)  # the second worker takes its time
     inspector: Any = SimpleNamespace(problem_of=lambda _node_id, _look: "torch 2.0 there")
     tune.bridge._inspector = inspector  # noqa: SLF001 - a node that joined later
     actor, killed = Actor(), list[object]()
@@ -244,7 +263,7 @@ def test_a_worker_on_a_node_that_differs_is_offered_nothing(
 
 
 def test_once_a_worker_is_idle_for_long_nobody_waits_for_those_that_start(tune: Tune) -> None:
-    tune.bridge._num_slots = 3  # noqa: SLF001 - for the other workers no node has room
+    tune.give_slots(3)  # for the other workers no node has room
     idle, waits = tune.trial("a"), tune.trial("b")
     tune.source.is_dry = True
     for now_s, is_over in [(0, False), (60, False), (61, True)]:
@@ -257,6 +276,26 @@ def test_once_a_worker_is_idle_for_long_nobody_waits_for_those_that_start(tune: 
     assert not tune.bridge.is_of_no_use(waits.trial_id)
     tune.source.is_dry = False
     assert Order.from_text(tune.trial("c") and tune.order).config.task.module == "m"
+
+
+def test_no_more_workers_start_ahead_than_there_can_be_trials(tune: Tune) -> None:
+    tune.give_slots(2)
+    tune.bridge._num_slots = 500  # noqa: SLF001 - search.max_concurrent
+    ahead = [tune.warm_up(Actor()) for _ in range(2)]
+    assert all(tune.bridge.note_warm(trial.trial_id) for trial in ahead[1:])
+    for _ in range(3):  # real trials, each with a worker of its own
+        tune.trial("b")
+        assert Order.from_text(tune.order or "").config.task.module == "m"
+
+
+def test_an_idle_worker_stays_if_a_trial_has_just_come_for_it(tune: Tune) -> None:
+    tune.warm_up("a")
+    assert not tune.bridge.may_go("a")
+    tune.now_s = 61.0
+    tune.bridge.note_work("a")
+    assert not tune.bridge.may_go("a")
+    tune.now_s = 122.0
+    assert tune.bridge.may_go("a")
 
 
 def test_an_idle_worker_may_go_and_is_told_of_once(tune: Tune) -> None:
@@ -275,12 +314,12 @@ def test_no_worker_goes_before_the_pilot_is_over_or_while_no_slot_is_free(tune: 
     trial = tune.start("b")
     running = tune.bridge._running[trial.trial_id]  # noqa: SLF001 - nobody tells
     for stage, slots in [(Stage.PILOT, 2), (Stage.SEARCH, 1)]:
-        tune.bridge._num_slots = slots  # noqa: SLF001 - one or none is free
+        tune.give_slots(slots)  # one or none is free
         running.request = replace(running.request, stage=stage)
         assert not tune.bridge.may_go("a")
         tune.now_s += 61
         assert not tune.bridge.may_go("a")
-    tune.bridge._num_slots = 2  # noqa: SLF001 - as above
+    tune.give_slots(2)  # as above
     assert not tune.bridge.may_go("a")
     tune.now_s += 61
     assert tune.bridge.may_go("a")
@@ -354,7 +393,7 @@ def test_a_trial_that_is_overdue_is_killed_while_another_node_is_asked(
 
     inspector: Any = SimpleNamespace(problem_of=problem_of)
     tune.bridge._inspector = inspector  # noqa: SLF001 - a node that joined later
-    tune.bridge._num_slots = 2  # noqa: SLF001 - the hung trial has one
+    tune.give_slots(2)  # the hung trial has one
     tune.bridge._num_warmed = 2  # noqa: SLF001 - as above
     tune.start("b")
     assert killed == [(running, "a")]

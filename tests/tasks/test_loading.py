@@ -153,7 +153,7 @@ def test_a_missing_file_and_a_file_of_another_kind(tmp_path: Path) -> None:
     ("module", "message"),
     [
         ("stability_search.tasks.robot", r"no module `stability_search\.tasks\.robot`"),
-        ("no_such_package.tasks", r"no module `no_such_package`\. Install its package"),
+        ("no_such_package.tasks", r"no module `no_such_package`\. Call this from the folder"),
     ],
 )
 def test_a_missing_module(module: str, message: str) -> None:

@@ -29,7 +29,7 @@ from stability_search.report.figures import (
     line_shape,
     plot_text,
 )
-from stability_search.report.wording import OUTCOME_WORDS, count, number
+from stability_search.report.wording import count, number, outcomes_text
 
 _MAX_EFFECTS = 8
 _MAX_PAIRS = 2
@@ -87,9 +87,8 @@ def _effects(view: View, found: Effects) -> Figure:
 
 
 def _left_out(view: View) -> str:
-    lost = [(o, view.outcomes[o]) for o in (Outcome.USER_ERROR, Outcome.INFRASTRUCTURE)]
-    parts = [f"{n:,} {OUTCOME_WORDS[outcome]}" for outcome, n in lost if n]
-    return f"Left out: {', '.join(parts)}." if parts else "No trial had to be left out."
+    lost = [row for row in view.trials if not Outcome(row["outcome"]).is_result]
+    return f"Left out: {outcomes_text(view, lost)}." if lost else "No trial had to be left out."
 
 
 def _panel(effect: Effect) -> Panel:

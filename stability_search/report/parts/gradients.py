@@ -106,8 +106,16 @@ def _finding(view: View, rows: Sequence[Row], clipped: Sequence[Row]) -> str:
         return f"None of {count(len(clipped), 'trial')} that clip clipped {limit}."
     return (
         f"{len(over):,} of {count(len(clipped), 'trial')} that clip clipped {limit}{_own(view)}: "
-        "there clipping is a hidden cut of the learning rate, so lower the learning rate instead."
+        "there clip_norm, not the gradient, sets the size of a step, a hidden cut of the learning "
+        f"rate. {_what_to_do(view)}"
     )
+
+
+def _what_to_do(view: View) -> str:
+    """Say what clipping asks for; what was confirmed with it stands."""
+    if view.verdict.choice:
+        return "The choice stands as it was confirmed."
+    return "Lower the learning rate instead."
 
 
 def _own(view: View) -> str:

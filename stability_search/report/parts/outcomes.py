@@ -96,7 +96,7 @@ def _finding(view: View) -> str:
     lost = sum(view.outcomes[outcome] for outcome in _NO_RESULT)
     stable = sum(bool(row["is_stable"]) for row in view.trials)
     text = (
-        f"Of {count(len(view.trials), 'trial')}: {outcomes_text(view.trials)}; {stable:,} "
+        f"Of {count(len(view.trials), 'trial')}: {outcomes_text(view, view.trials)}; {stable:,} "
         f"{'was' if stable == 1 else 'were'} stable."
     )
     if lost:

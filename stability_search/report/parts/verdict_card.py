@@ -7,6 +7,7 @@ from stability_search.records.verdict import VerdictKind
 from stability_search.report import snippets
 from stability_search.report.advice import warnings, what_broke, what_to_widen
 from stability_search.report.context import Row, Rung, RungState, View
+from stability_search.report.grouping import applying
 from stability_search.report.parts.ladders import role_words
 from stability_search.report.wording import (
     MIN_SEEDS_FOR_WINNER,
@@ -186,7 +187,7 @@ def today_text(view: View) -> str:
         return ""
     if not row["num_seeds"]:
         return f"{row['config_id']} was not confirmed."
-    ends = outcomes_text(view.seeds_of(row["config_id"]))
+    ends = outcomes_text(view, view.seeds_of(row["config_id"]))
     return (
         f"{row['config_id']}: {seeds_text(row)} stable over "
         f"{count(row['num_planned_steps'], 'step')} ({ends}); "
@@ -195,10 +196,25 @@ def today_text(view: View) -> str:
 
 
 def _active(view: View, row: Row) -> tuple[tuple[str, str], ...]:
-    """Return the settings that vary and are on, the learning rate first."""
+    """Return the settings that vary and mean something here, the learning rate first.
+
+    Off (null) is a value like any other where it was searched.
+    """
     names = view.report.varying or view.report.setting_names
-    shown = [(n, setting_value(row.get(n))) for n in names if row.get(n) is not None]
+    shown = [
+        (n, setting_value(row.get(n)))
+        for n in names
+        if row.get(n) is not None or _is_searched_off(view, row, n)
+    ]
     return tuple(sorted(shown, key=lambda item: item[0] != "learning_rate"))
+
+
+def _is_searched_off(view: View, row: Row, name: str) -> bool:
+    """Say whether null was chosen for a setting, rather than left where it has no meaning."""
+    if name not in view.report.varying:
+        return False
+    means = applying(view.configurations, name, view.report.varying)
+    return any(other is row for other in means)
 
 
 def facts(view: View, row: Row) -> tuple[Fact, ...]:
@@ -409,4 +425,4 @@ def targets(view: View, config_id: str) -> tuple[Target, ...]:
 def _all_outcomes(view: View) -> str:
     if not view.trials:
         return "No trial ended."
-    return f"All stages together: {outcomes_text(view.trials)}."
+    return f"All stages together: {outcomes_text(view, view.trials)}."

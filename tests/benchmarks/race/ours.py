@@ -51,7 +51,7 @@ def run_study(space: Space, store: Store) -> Finished:
         space: The study's space.
         store: Where trials come from.
     """
-    plan = StudyPlan(space, device="cpu", num_slots=1)
+    plan = StudyPlan(space, device="cpu")
     while (request := plan.next_trial()) is not None:
         training = Training(config=request.config, constants=request.constants)
         plan.finish(request, store.run(training), started_at="", node="")
