@@ -39,12 +39,11 @@ directory = run_directory.create(
 ledger = Ledger.create(directory.ledger, facts)
 news = News(space, lambda event: print(event.fields.get("text") or event.fields, flush=True))
 cluster = SimpleNamespace(head="127.0.0.1:1", remove_folder=lambda: print("removed", flush=True))
-source = SimpleNamespace(noticed=lambda text: print("noticed", text, flush=True))
 running = study._Running(
     space, directory, ledger, command="run", news=news,
     on_lost=lambda end: print("last:", *end.lines, flush=True),
 )
-with running._watch_head(cluster, source):
+with running._watch_head(cluster):
     threading.Event().wait(100)
 """
 
@@ -59,7 +58,7 @@ def test_the_process_ends_with_exit_4_the_report_and_the_way_to_go_on(tmp_path: 
         check=False,
     )
     assert done.returncode == 4, done.stderr
-    assert "noticed the cluster's head, 127.0.0.1:1, has not answered for" in done.stdout
+    assert "the cluster's head, 127.0.0.1:1, has not answered for" in done.stdout
     assert "ray: the cluster's head, 127.0.0.1:1, has not answered for" in done.stdout
     assert f"go on with `stability-search resume {tmp_path / 'out'}`" in done.stdout
     assert "'exit_code': 4" in done.stdout

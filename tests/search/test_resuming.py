@@ -16,7 +16,7 @@ from stability_search.search.ledger import Ledger
 from stability_search.search.machine import Node
 from stability_search.search.request import TrialRequest
 from stability_search.table import build_tables, study_yardsticks
-from tests.search.inline_study import pretend, write_space
+from tests.search.inline_study import TINY, pretend, write_space
 from tests.search.test_events import HERE, NoCluster
 
 pytestmark = pytest.mark.fault
@@ -117,14 +117,15 @@ def test_a_finished_study_stays_so_where_its_module_is_not_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path)  # it holds `tiny_task`
-    run = Run(tmp_path, monkeypatch, ("task=tiny_task:Tiny",))
+    (tmp_path / "only_here.py").write_text(TINY.read_text())
+    monkeypatch.chdir(tmp_path)
+    run = Run(tmp_path, monkeypatch, ("task=only_here:Tiny",))
     assert run.go(*[pretend] * 99) == 0
     files = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     more = ("confirm.seeds=3",)
 
     monkeypatch.chdir(tmp_path / "elsewhere")
-    rule = rf"no module `tiny_task`\. Call this from {tmp_path}, which holds `tiny_task`"
+    rule = rf"no module `only_here`\. Call this from {tmp_path}, which holds `only_here`"
     with pytest.raises(UsageError, match=rule):
         run.go(*[pretend] * 99, overrides=more)
     assert study.known_verdict(Ledger(run.path / "study.db")) is not None
