@@ -174,6 +174,7 @@ def test_a_cluster_without_a_node_grows_to_what_a_study_asks_for(
     assert trials["trial_id"].is_unique
 
 
+@pytest.mark.slow
 def test_a_cluster_is_not_asked_to_grow_unless_it_is_said_how_far(
     address: str, folder: Path
 ) -> None:
