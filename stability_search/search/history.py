@@ -21,14 +21,12 @@ class History:
     Attributes:
         rows: Every finished attempt. Read it; only `add` and `replace_last` change it.
         num_steps: Steps that all of them executed.
-        wall_s: Seconds of all of them.
     """
 
     def __init__(self, rows: Iterable[TrialRow] = ()) -> None:
         """Take in the rows of earlier runs."""
         self.rows: list[TrialRow] = []
         self.num_steps = 0
-        self.wall_s = 0.0
         self._last: dict[str, TrialRow] = {}
         self._count: Counter[Stage] = Counter()
         self._next_index: Counter[Stage] = Counter()
@@ -46,7 +44,6 @@ class History:
         self._count[row.stage] += 1
         self._next_index[row.stage] = max(self._next_index[row.stage], row.index + 1)
         self.num_steps += row.summary.num_executed_steps
-        self.wall_s += row.summary.wall_s
         if row.stage is Stage.SEARCH:
             self._note_index(row)
 

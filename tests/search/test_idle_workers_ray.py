@@ -18,6 +18,7 @@ from stability_search.search.machine import Machine
 from stability_search.search.request import TrialRequest
 from stability_search.search.source import Place
 from stability_search.settings.trial import TaskReference
+from tests.search.inline_study import TINY
 from tests.search.test_cluster_ray import environment_kept
 from tests.search.test_workers_ray import request
 
@@ -31,30 +32,17 @@ import os
 import time
 from pathlib import Path
 
-import torch
-from torch import nn
+from tiny_task import Tiny
 
 FOLDER = Path("{folder}")
 
 
-class Held:
+class Held(Tiny):
     def __init__(self, wave, waits_for):
+        super().__init__()
         FOLDER.joinpath(f"{{wave}} {{os.getpid()}}").touch()
         while len(list(FOLDER.glob(f"{{waits_for}}*"))) < (1 if wave == "b" else {size}):
             time.sleep(0.02)
-
-    def model(self):
-        return nn.Linear(1, 1)
-
-    def batches(self, batch_size, generator):
-        while True:
-            yield torch.ones(batch_size, 1)
-
-    def probe(self):
-        return [torch.ones(2, 1)]
-
-    def loss(self, model, batch):
-        return model(batch).square().mean()
 
     def metrics(self, model, batch):
         return {{"pid": float(os.getpid())}}
@@ -69,6 +57,7 @@ class Waves:
     """
 
     def __init__(self, folder: Path, size: int) -> None:
+        (folder / TINY.name).write_text(TINY.read_text())
         (folder / "held.py").write_text(TASK.format(folder=folder, size=size))
         self._folder = folder
         self._task = TaskReference(file=str(folder / "held.py"), class_name="Held")
